@@ -196,8 +196,9 @@ class Experiment:
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         # A method of one worker has nobody to send to: what it applies at each step is everything.
         message = devices * message or 4 * num_params
-        sent = {name: config[name] for name in ('ratio', 'bits', 'order', 'allocation')}
-        blocks = self.method.compressor(**sent) if self.method.link is None else None
+        blocks = self.method.link is None and self.method.compressor(
+            ratio=config.ratio, bits=config.bits, order=config.order, allocation=config.allocation
+        )
         return Communication(
             num_params=num_params,
             message_size=devices * message_size(blocks, part) if blocks else message // 4,
@@ -227,7 +228,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         if num_steps >= 2**31:  # they are counted in 32 bits
             given = f'num_epochs={config.num_epochs} or num_steps={config.num_steps}'
             raise ValueError(f'{given} gives {num_steps} steps, but there must be fewer than 2**31.')
-        schedule = parts.Factory('schedule', config).make(Callable, num_steps=num_steps)
+        schedule = parts.make_schedule(config, num_steps)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
         method=parts.find_method(config),

@@ -1,7 +1,7 @@
 """Which workers a state has, and what it means to resume with others."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ def describe(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
     if batch_size != batch:
         lines.append(f'batch: {batch_size} examples before, {batch} now; epochs count by the new')
     if (steps := saved.get('num_steps', experiment.num_steps)) != experiment.num_steps:
-        before = parts.Factory('schedule', experiment.config).make(Callable, num_steps=steps)
+        before = parts.make_schedule(experiment.config, steps)
         rates = [float(schedule(saved['step'])) for schedule in (before, experiment.schedule)]
         rate = 'the schedule is now that of the new length: learning rate {:g} before, {:g} now'.format(
             *rates

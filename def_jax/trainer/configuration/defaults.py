@@ -39,7 +39,6 @@ class Key(NamedTuple):
     default: Any  # its value if nobody sets it; None where the method chooses
     help: str
     table: Mapping[str, Any] = {}  # the factories that have a name, if it names a factory
-    passed: Mapping[str, Any] = {}  # keys, to the factory: `...` if it must take it, else the unused value
     least: int = 0  # of an integer
     below: float = math.inf  # of another number
     words: tuple[str, ...] = ()  # the only ones allowed
@@ -75,7 +74,7 @@ class Key(NamedTuple):
 
 SECTIONS: dict[str, dict[str, Key]] = {
     'Method': {
-        'method': Key('def', 'how the workers communicate', METHODS, {'axis_name': ...}),
+        'method': Key('def', 'how the workers communicate', METHODS),
         'ratio': Key(64.0, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`'),
         'bits': Key(None, 'of a number: 1, 2, 4, 8, 16 or 32; None leaves it to the method'),
         'order': Key(None, 'of the blocks: `random`, `shuffled` or `cyclic`; None likewise'),
@@ -102,7 +101,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'fake_devices': Key(False, 'the devices are simulated on this CPU', change='always'),
     },
     'Task, data set and model': {
-        'task': Key('image_classification', 'loss and metrics', TASKS, {'model': ..., 'dataset': ...}),
+        'task': Key('image_classification', 'loss and metrics', TASKS),
         'dataset': Key('digits', 'the examples', FACTORIES),
         'data_dir': Key('', "where TFDS stores data sets; empty for TFDS's default", change='always'),
         'train_examples': Key(0, 'limits the training split to its first ones; 0 means all'),
@@ -117,15 +116,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'num_epochs': Key(280, "the run's length", least=1, change='grows'),
         'num_steps': Key(0, "the run's length in steps; 0 means `num_epochs`", change='grows'),
         'learning_rate': Key(0.1, 'η, the peak of the schedule'),
-        'schedule': Key(
-            *('drops', '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay', SCHEDULES),
-            dict(learning_rate=..., num_steps=..., learning_rate_drops=(0.5, 0.75)),
-        ),
+        'schedule': Key('drops', '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay', SCHEDULES),
         'learning_rate_drops': Key((0.5, 0.75), 'fractions of the run at which `drops` divides it by ten'),
-        'optimizer': Key(
-            *('sgd', "the workers' own optimizer", OPTIMIZERS),
-            dict(learning_rate=..., momentum=0.9, weight_decay=0),
-        ),
+        'optimizer': Key('sgd', "the workers' own optimizer", OPTIMIZERS),
         'momentum': Key(0.9, 'of `sgd`; an option of the others', below=1),
         'weight_decay': Key(5e-4, "`sgd`'s L2 penalty; decoupled in the others"),
         'seed': Key(0, 'of the initial parameters, the batches and the blocks'),
