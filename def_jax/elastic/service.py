@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 import def_jax
+from def_jax.elastic import private
 from def_jax.elastic.network import gloo_listens_on, listening_address, own_address
 
 __all__ = [
@@ -40,7 +40,7 @@ _ENDED = 'def_jax/ended'
 _VERSIONS = 'def_jax/versions'
 _SETTINGS = 'enable_x64', 'default_prng_impl', 'threefry_partitionable'
 _ANSWER_SECONDS = 30  # within which those who meet tell what others ask; they place their arrays before
-_state: Any = global_state  # the service's client has neither a public name nor a type
+_state: Any = private.coordination()
 _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
 
 
@@ -88,8 +88,12 @@ def initialize(
         cpu: train on CPUs, with gloo.
 
     Raises:
-        ValueError: if there is no address, neither here nor from the launcher.
+        ValueError: if there is no address, neither here nor from the launcher; or with a JAX whose
+            coordination service def_jax does not know.
     """
+    if _state is None:
+        what = f'JAX {jax.__version__} has no coordination service that def_jax {def_jax.__version__} knows'
+        raise ValueError(f'{what}. Use an earlier JAX for elastic runs.')
     if cpu:
         os.environ['XLA_FLAGS'] = _xla_flags(os.environ.get('XLA_FLAGS', ''), heartbeat_seconds)
         jax.config.update('jax_platforms', 'cpu')
@@ -227,8 +231,10 @@ def differing(one: str, other: str) -> tuple[str, str]:
 def check_versions() -> None:
     """For processes that all start together: raises RefusedError in all unless their versions agree.
 
-    It asks before anything is computed, through the coordination service alone.
+    It asks before anything is computed, through the coordination service alone: nobody, if that is unknown.
     """
+    if _state is None:
+        return
     me, count = _state.process_id, _state.num_processes
     tell(f'{_VERSIONS}/{me}', versions())
     if me == 0:

@@ -13,11 +13,11 @@ import ml_collections
 import rich.console
 
 from def_jax.trainer import console as console_lib
-from def_jax.trainer import elastic_run, metrics, plots, results
+from def_jax.trainer import elastic_run, metrics, results, trained
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import prefetch
-from def_jax.trainer.evaluation import DivergedError, evaluate
+from def_jax.trainer.evaluation import DivergedError, evaluate, trained_variables
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.interruption import InterruptedRunError
@@ -45,7 +45,7 @@ def train_and_evaluate(
     Args:
         config: a complete configuration, see `configs/digits.py`.
         folder: the run's folder, which receives config.json, metrics.jsonl, tensorboard/, checkpoints/,
-            curves.png and result.json.
+            curves.png, result.json, and the trained model at x and y, see `def_jax.trainer.load`.
         console: where to show progress; by default the standard output of process 0.
 
     Returns:
@@ -83,6 +83,9 @@ def train_and_evaluate(
                 console_lib.show_result(console, result, experiment.measure)
                 files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
                 console_lib.say(console, f'written to {run}: {files}')
+                point = experiment.method.answer if experiment.method.answer in ('x', 'y') else 'x'
+                model = f'variables, model = def_jax.trainer.load({str(run)!r}, point={point!r})'
+                console_lib.say(console, f'the trained model: {model}', markup=False)
             return result
 
 
@@ -113,7 +116,7 @@ class _Run:
     signals: interruption.Watch
 
     def __post_init__(self) -> None:
-        self._evaluated = self.experiment.measure.key('x')  # which only the record of an evaluation has
+        self._evaluated = self.experiment.measure.marks
         self._first_state = self._restored()
         self._start = int(self._first_state.step)
         seal, writes = self.checkpoints.seal, processes.is_first()
@@ -130,6 +133,7 @@ class _Run:
                 self._say(line)
             with self._assembled() as workers:
                 self._train(workers)
+                points = self._trained(workers)
             self.checkpoints.wait()  # a result is of a run whose last checkpoint is complete
             self._log.seal()
         except DivergedError as error:
@@ -140,7 +144,14 @@ class _Run:
             self._log.close()
         sample = workers.sample()
         if processes.is_first():
-            self._conclude(sample)
+            self._conclude(points, sample)
+
+    def _trained(self, workers: '_AnyWorkers') -> dict[str, dict]:
+        """The variables at x and y after the last step, whole; every process must call this."""
+        experiment, state = self.experiment, self._first_state
+        if self._start < experiment.num_steps:
+            state = workers.state()
+        return (elastic_run.variables if experiment.config.elastic else trained_variables)(experiment, state)
 
     def _restored(self) -> TrainState:
         """The state to continue from, or a new one."""
@@ -151,12 +162,12 @@ class _Run:
         start = int(state.step)
         # An evaluation's checkpoint is complete before the next evaluation is on record.
         records = metrics.read(folder / 'metrics.jsonl')
-        evaluations = sum(self._evaluated in record for record in records)
+        evaluations = sum(not record.keys().isdisjoint(self._evaluated) for record in records)
         if not start and evaluations > 1:
             there = f'it has the records of {evaluations} evaluations'
             cure = 'Restore the folder checkpoints, or choose another --workdir to start over'
             raise ValueError(f'the checkpoints of {folder} are missing, but {there}. {cure}.')
-        evaluated = any(self._evaluated in record and record['step'] == start for record in records)
+        evaluated = any(self._evaluated[0] in record and record['step'] == start for record in records)
         if config.elastic and start == experiment.num_steps and not evaluated:
             there = f'the run in {folder} has made its last step, but not the evaluation after it'
             raise ValueError(f'{there}. Run it once more with --config.elastic=False.')
@@ -262,12 +273,16 @@ class _Run:
     def _say(self, line: str) -> None:
         console_lib.say(self.console, line)
 
-    def _conclude(self, sample: str | None) -> None:
-        """Writes the result and the plots of a run that has reached its end."""
+    def _conclude(self, points: dict[str, dict], sample: str | None) -> None:
+        """Writes the model, the result and the plots of a run that has reached its end."""
         experiment, folder, records = self.experiment, self.folder, self._log.records
+        from def_jax.trainer import plots  # matplotlib, which only the end of a run needs
+
+        trained.write(folder, experiment, points)
         # A run that had already finished keeps its result, which names the machine and commit it ran on.
         result = results.read(folder) if self._start == experiment.num_steps else None
-        if result is None or result.get('status') != 'finished':
+        split = result.get('measure', {}).get('split') if result else None
+        if result is None or result.get('status') != 'finished' or split != experiment.measure.split:
             result = results.write(folder, experiment, self._log, sample=sample)
         title, answers = result['title'], result['answers']
         plots.plot_curves(folder / 'curves.png', records, title, answers, experiment.measure)

@@ -71,7 +71,9 @@ def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict, *, exis
             raise ValueError(f'{what} cannot be written to ({error}). {cure}.') from error
     theirs = _read(path)
     bound = {'never'} if theirs.get('num_workers') != ours['num_workers'] else {'never', 'with_workers'}
-    free = {name for name, key in KEYS.items() if key.change not in bound}
+    free = {
+        name for name, key in KEYS.items() if key.change not in bound and not _shrinks(theirs, ours, name)
+    }
     if changes := describe_differences(theirs, ours, free):
         cure = 'Choose another --workdir, or the same configuration to resume that run'
         raise ValueError(f'{what} holds a run with another configuration ({changes}). {cure}.')
@@ -115,6 +117,12 @@ def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def shared_settings(config: ml_collections.ConfigDict) -> str:
     """What all processes of a run must have alike: all but where each has its data."""
     return json.dumps(_settings(config) | {'data_dir': ''}, sort_keys=True)
+
+
+def _shrinks(theirs: dict[str, Any], ours: dict[str, Any], name: str) -> bool:
+    """Whether a length that may only grow would become shorter, or be given in another unit."""
+    old, new = theirs.get(name), ours[name]
+    return KEYS[name].change == 'grows' and (not isinstance(old, int) or new < old or (not old and bool(new)))
 
 
 def bound_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -2,20 +2,28 @@
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import optax
 
 from def_jax.ground.arguments import check_number
 
-__all__ = ['OPTIMIZERS', 'SCHEDULES', 'cosine', 'drops', 'sgd', 'wsd']
+__all__ = ['OPTIMIZERS', 'SCHEDULES', 'cosine', 'drops', 'muon', 'sgd', 'wsd']
 
 
 def sgd(
-    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9, nesterov: bool = False, weight_decay=0.0
+    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9, nesterov: bool = False
 ) -> optax.GradientTransformation:
-    """SGD with momentum, Eq. 11; `make_optimizer` adds the penalty to the gradient that is sent."""
-    del weight_decay
+    """SGD with momentum, Eq. 11; `make_optimizer` adds the L2 penalty to the gradient before."""
     return optax.sgd(learning_rate, momentum or None, nesterov)  # None allocates no buffer
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0, **options: Any
+) -> optax.GradientTransformation:
+    """Muon, which decays vectors, of which Adam takes care, as it does matrices."""
+    options = {'adam_weight_decay': weight_decay, **options}
+    return optax.contrib.muon(learning_rate, weight_decay=weight_decay, **options)
 
 
 def drops(learning_rate: float, num_steps: int, learning_rate_drops: Sequence[float]) -> optax.Schedule:
@@ -82,5 +90,9 @@ def _check_shares(**shares: float) -> None:
 
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {'drops': drops, 'cosine': cosine, 'wsd': wsd}
-_OPTAXS = {'adamw': optax.adamw, 'lion': optax.lion, 'muon': optax.contrib.muon}
-OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {'sgd': sgd, **_OPTAXS}
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+    'sgd': sgd,
+    'adamw': optax.adamw,
+    'lion': optax.lion,
+    'muon': muon,
+}

@@ -19,7 +19,13 @@ _TENSORFLOW = "pip install 'def_jax[tensorflow]'"
 
 def import_tfds() -> Any:
     """TFDS, imported on first use; it refuses to import, and so run, the modules that features.json names."""
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError as error:
+        if error.name != 'tensorflow_datasets':
+            raise
+        need = 'this data set is read by TFDS, which is not installed'
+        raise ValueError(f"{need}. Run {_TENSORFLOW}, or 'def_jax[tfds]' if it is prepared.") from error
 
     connector = tfds.features.FeatureConnector
     find, own = connector.cls_from_name, 'tensorflow_datasets.'
@@ -45,8 +51,7 @@ def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     builder = import_tfds().builder(name, data_dir=data_dir)
     if builder.is_prepared():
         return builder
-    # TFDS asks for it after the download. Images may be anywhere among the features.
-    if importlib.util.find_spec('tensorflow') is None and 'Image(' in repr(builder.info.features):
+    if importlib.util.find_spec('tensorflow') is None and _has_images(builder):  # TFDS asks after a download
         raise _absent(name, builder, f'TFDS writes images with TensorFlow: run {_TENSORFLOW}')
     try:
         builder = import_tfds().builder(name, data_dir=data_dir, file_format='array_record')
@@ -76,6 +81,11 @@ def _lacks_tensorflow(error: BaseException | None) -> bool:
     while error is not None and getattr(error, 'name', '') != 'tensorflow':
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def _has_images(builder: Any) -> bool:
+    features, kind = builder.info.features, import_tfds().features.Image
+    return any(isinstance(feature, kind) for feature in jax.tree.leaves(dict(features)))
 
 
 def examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:

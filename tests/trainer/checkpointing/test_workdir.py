@@ -139,7 +139,8 @@ def test_another_configuration_is_refused_with_what_differs(run):
 def test_whatever_shapes_the_trajectory_is_bound_and_the_output_is_free(run):
     """Other workers may go on with a run; the batch may change only along with them, and nothing else."""
     for changes in (
-        *({'seed': 1}, {'num_epochs': 281}, {'momentum': 0.8}, {'train_examples': 500}, {'batch_size': 64}),
+        *({'seed': 1}, {'num_steps': 9000}, {'momentum': 0.8}, {'train_examples': 500}, {'batch_size': 64}),
+        {'num_epochs': config().num_epochs - 1},
         {'num_workers': 8, 'batch_size': 64, 'seed': 1},
     ):
         with pytest.raises(ValueError, match='another configuration'):
@@ -147,14 +148,27 @@ def test_whatever_shapes_the_trajectory_is_bound_and_the_output_is_free(run):
     for changes in ({'num_workers': 3, 'batch_size': 129}, {'num_workers': 32, 'workers_per_device': 4}):
         assert workdir.claim(run, config(**changes)) == run
     free = {'data_dir': '/moved', 'fake_devices': False, 'keep_checkpoints': 9, 'log_every_steps': 1}
+    free |= {'evaluate_on': 'validation', 'eval_every_epochs': 1, 'eval_every_steps': 1, 'test_examples': 9}
+    free |= {'evaluate_train_examples': 9, 'recalibrate_batches': 1}
     for key, value in (free | {'diagnostics_every': 1, 'check_replicas_every': 1}).items():
         assert workdir.claim(run, config(**{key: value})) == run
         assert json.loads((run / 'config.json').read_text())[key] != value  # not before it is locked
         workdir.record(run, config(**{key: value}))
         assert json.loads((run / 'config.json').read_text())[key] == value
+    workdir.record(run, config(num_epochs=1000))  # it may be prolonged, and not cut short again
+    with pytest.raises(ValueError, match='num_epochs: 1000 there'):
+        workdir.claim(run, config())
     # What a state depends on: a checkpoint says the same.
     settings = workdir.bound_settings(config()).keys()
-    assert not settings & {*free, 'num_workers', 'shards_per_worker', 'workers_per_device', 'batch_size'}
+    assert not settings & {
+        *free,
+        'num_epochs',
+        'num_steps',
+        'num_workers',
+        'shards_per_worker',
+        'workers_per_device',
+        'batch_size',
+    }
     assert {'seed', 'momentum', 'method', 'ratio', 'bits', 'order', 'allocation'} < settings
 
 

@@ -181,6 +181,12 @@ def test_tensorflow_is_asked_for_before_images_are_downloaded(tmp_path, monkeypa
     assert not prepare.called
 
 
+def test_the_extra_of_data_sets_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+    with fixtures.refused(r"not installed. Run pip install 'def_jax\[tensorflow\]', or 'def_jax\[tfds\]' if"):
+        in_memory.load_dataset('cifar10')
+
+
 def test_a_process_that_loses_the_race_to_prepare_uses_the_winners_files(folder, tmp_path, monkeypatch):
     prepare = tfds.core.DatasetBuilder.download_and_prepare
 
