@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import NamedSharding, P
 from jax.sharding import Mesh
@@ -22,9 +21,10 @@ from def_jax.ground.barriers import in_memory
 from def_jax.ground.collectives import check_axis_name
 from def_jax.ground.types import PyTree
 from def_jax.sharding import at_points, drift
+from def_jax.sharding.accumulation import accumulated
 from def_jax.sharding.worker_mesh import WorkerMesh, check_mesh
 from def_jax.state import ownership
-from def_jax.state.link import Shards, check_floating, check_like, float32_zeros, sharded
+from def_jax.state.link import Shards, check_floating, check_like, sharded
 from def_jax.state.ownership import link_states, own_leaves
 from def_jax.state.regrouping import num_stacked, regroup
 from def_jax.state.specs import check_divisible, tree_of_specs, with_specs
@@ -105,7 +105,7 @@ class Spmd:
 
     def __init__(self, optimizer, mesh: Mesh, param_specs: PyTree, axis_name: Any, accumulate: int):
         optimizer = optax.with_extra_args_support(optimizer)
-        self.optimizer = _accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
+        self.optimizer = accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
         self._workers = WorkerMesh(mesh, axis_name)
         self.num_workers = self._workers.num_workers
@@ -138,23 +138,31 @@ class Spmd:
         init = self._workers.map(self.optimizer.init, (False,), own_leaves(self.optimizer, params))
         return self._workers.auto(init, self.state_specs(params))(params)
 
-    def value_and_grad(self, loss_fn: Callable, has_aux: bool = False) -> Callable:
+    def value_and_grad(
+        self, loss_fn: Callable, has_aux: bool = False, *, mapping: at_points.Mapping = 'vmap'
+    ) -> Callable:
         """A function that gives every worker's loss and gradient, taken at its own detached point.
 
         Args:
             loss_fn: `loss_fn(params, batch)`, a worker's loss on its own part of the batch, as for `jax.grad`
                 of one worker: it may use sharded parameters in any way and knows nothing of other workers.
             has_aux: whether `loss_fn` returns a pair, the loss and auxiliary values.
+            mapping: see `at_points`; 'shard_map' with convolutions.
 
         Returns:
             A function of params, opt_state and batch, see `at_points`; further arguments of `loss_fn`, such
             as BatchNorm's statistics, are the same for all. It returns the losses [K], or a pair with
             auxiliary values, and the gradients, all stacked over workers.
         """
-        return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux))
+        return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux), mapping=mapping)
 
     def at_points(
-        self, grad_fn: Callable, split: tuple[int, ...] = (1,), keys: tuple[int, ...] = ()
+        self,
+        grad_fn: Callable,
+        split: tuple[int, ...] = (1,),
+        keys: tuple[int, ...] = (),
+        *,
+        mapping: at_points.Mapping = 'vmap',
     ) -> Callable:
         """Any gradient function of yours, run on every worker at its own detached point.
 
@@ -163,6 +171,10 @@ class Spmd:
                 whatever arguments it likes.
             split: positions of the arguments whose leading axes are divided among the workers.
             keys: positions of PRNG keys, or trees of them, which are folded with the worker's number.
+            mapping: 'vmap' runs any model of operations that `jax.vmap` can map, but convolutions become
+                grouped ones, which are slow, and fail on Explicit axes. 'shard_map' takes these and what has
+                no rule for vmap, such as kernels; `grad_fn` must not close over arrays on Explicit axes, and
+                a `jax.shard_map` in it takes no mesh. Callbacks need a mesh of workers alone there.
 
         Returns:
             A function of `params, opt_state, *args, **kwargs`, the arguments of `grad_fn` after the first.
@@ -178,7 +190,7 @@ class Spmd:
         >>> dist.at_points(grad_fn)(params, dist.init(params), jnp.ones((8, 4)), power=2).shape
         (1, 4)
         """
-        at_points.check_arguments(split, keys)
+        at_points.check_arguments(split, keys, mapping)
 
         def on_workers(params, opt_state, /, *args, **kwargs):
             params, opt_state = self._placed(params, opt_state)
@@ -186,7 +198,7 @@ class Spmd:
             specs = jax.tree.map(lambda x: x.sharding.spec, self._abstract_grads(params))
             points = jax.vmap(at_points.point, in_axes=(None, axes), axis_size=self.num_workers)
             points = self._workers.auto(points, specs)(params, opt_state)
-            return at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys)
+            return at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys, mapping)
 
         return on_workers
 
@@ -380,20 +392,3 @@ class Spmd:
     def _fitting(self, name: str, tree: PyTree, like: PyTree, remedy: str) -> PyTree:
         check_like(name, tree, like, remedy)
         return self._workers.place(tree, jax.tree.map(lambda x: x.sharding.spec, like))
-
-
-def _accumulated(
-    optimizer: optax.GradientTransformation, every: int
-) -> optax.GradientTransformationExtraArgs:
-    """Calls the optimizer with the mean of `every` gradients at every such call; other updates are zero."""
-
-    def init(params):
-        return float32_zeros(params), jnp.zeros((), jnp.int32)
-
-    def update(grads, state, params=None):
-        mean, n = state
-        mean = jax.tree.map(lambda m, g: jnp.where(n, m + (g - m) / (n + 1), g).astype(m.dtype), mean, grads)
-        return optax.tree.cast_like(mean, grads), (mean, (n + 1) % every)
-
-    last = optax.conditionally_mask(optimizer, lambda call: call % every == every - 1)
-    return optax.chain(optax.GradientTransformation(init, update), last)
