@@ -29,7 +29,7 @@ from def_jax.state.ownership import link_states, own_leaves
 from def_jax.state.regrouping import num_stacked, regroup
 from def_jax.state.specs import check_divisible, tree_of_specs, with_specs
 from def_jax.traffic import traffic_of
-from def_jax.traffic.crossing import check_crossing, check_shards
+from def_jax.traffic.crossing import Limits, check_crossing, check_shards
 from def_jax.traffic.hlo import Collective
 
 _STATE = (
@@ -307,14 +307,19 @@ class Spmd:
         return self._workers.shardings(self.state_specs(params))
 
     def check(
-        self, compiled: Any, params: PyTree = None, besides: int = 256, steps: int = 1
+        self,
+        compiled: Any,
+        params: PyTree = None,
+        besides: int = 256,
+        steps: int = 1,
+        devices_per_node: int | None = None,
     ) -> list[Collective]:
         """`def_jax.check` of a compiled step that calls `update`, for workers of any number of devices.
 
         Args:
             compiled: `step.lower(...).compile()`, by `jax.jit`, `nnx.jit` or `eqx.filter_jit`.
             params: arrays or `jax.ShapeDtypeStruct`, if `update` was traced for others since.
-            besides, steps: see `def_jax.check`.
+            besides, steps, devices_per_node: see `def_jax.check`.
         """
         params = self._params if params is None else params
         if params is None:
@@ -323,10 +328,11 @@ class Spmd:
         params = self._workers.abstract(params, self._specs(params))
         check_shards(compiled, params, self._workers.names)
         program = self._update.trace(grads, state, params, {'value': 0.0}).jaxpr  # which some optimizers want
-        sent = traffic_of(program.jaxpr, self.axis_name).messages
+        sent = traffic_of(program.jaxpr, self.axis_name, self.mesh.shape).messages
         places = NamedSharding(self.mesh, P(self.axis_name)).devices_indices_map((self.num_workers,))
         of_devices = [places[device][0].start or 0 for device in self.mesh.devices.flat]
-        return check_crossing(compiled, of_devices, sent, besides, self._workers.names, params, steps)
+        limits = Limits(besides, steps, devices_per_node)
+        return check_crossing(compiled, of_devices, sent, limits, self._workers.names, params)
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.
