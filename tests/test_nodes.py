@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from def_jax.tools.planner import Plan, comparison
 from def_jax.tools.programs import summary
 from def_jax.traffic.nodes import leaving
 
@@ -57,6 +58,19 @@ def test_a_worker_of_a_node_sends_one_message(found, layout):
     """A 64th of what the best dense all-reduce moves between the nodes."""
     assert found['hierarchical'] == 4 * PARAMS + LOSS
     assert 64 * found[layout] == pytest.approx(found['hierarchical'], rel=0.03)
+
+
+def test_the_plan_agrees(found):
+    plan = Plan(params=PARAMS, step_time=0.1, bandwidth=1e10, workers=2, gpus_per_link=8, dense_bytes=4)
+    planned = {each.name: each.sent for each in comparison.compare(plan)}
+    for name, program in {
+        'dense, float32, hierarchical': 'hierarchical',
+        'dense, float32, one ring': 'dense',
+        'DEF-Q, compression 64, inside=8': 'inside',
+        'DEF-Q, compression 64, FSDP inside': 'sharded',
+        'DEF-Q, compression 64, a GPU a worker': 'flat, 2 bits',
+    }.items():
+        assert planned[name] == pytest.approx(found[program], rel=0.05)
 
 
 def test_more_than_the_message_is_found(found):
