@@ -17,6 +17,7 @@ NODE = 8
 PARAMS = jax.ShapeDtypeStruct((1024, 2048), jnp.float32)
 WITHIN = [list(range(NODE)), list(range(NODE, 2 * NODE))]
 ACROSS = [[i, i + NODE] for i in range(NODE)]
+EVERYWHERE = P(('nodes', 'gpus'))
 
 
 def pmapped(optimizer, mean=lambda grads: grads):
@@ -29,21 +30,6 @@ def pmapped(optimizer, mean=lambda grads: grads):
     return jax.pmap(step, axis_name='workers').lower(*stacked).compile()
 
 
-def of_nodes(exchanged):
-    """Workers of a node under pmap: the mean inside, and each device's part of a message across."""
-
-    def update(grads, state, params=None):
-        del params
-        mean = lax.psum(grads, 'workers', axis_index_groups=WITHIN) / NODE
-        block = mean.reshape(-1)[:exchanged].reshape(NODE, -1)
-        own = lax.dynamic_index_in_dim(block, lax.axis_index('workers') % NODE, keepdims=False)
-        own = lax.psum(own, 'workers', axis_index_groups=ACROSS)
-        whole = lax.all_gather(own, 'workers', axis_index_groups=WITHIN, tiled=True)
-        return grads.at[0].add(jnp.sum(whole)), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
 def dense_of_nodes(grads):
     own = lax.psum_scatter(grads.reshape(NODE, -1), 'workers', axis_index_groups=WITHIN)
     own = lax.psum(own, 'workers', axis_index_groups=ACROSS)
@@ -51,27 +37,19 @@ def dense_of_nodes(grads):
 
 
 def on_axes(sizes):
-    """The same under shard_map, with an axis over nodes and one over the devices of each."""
-
-    def update(grads, state, params=None):
-        del params
-        block = lax.pmean(grads, 'gpus').reshape(-1)[: PARAMS.size // 64].reshape(NODE, -1)
-        own = lax.psum(lax.dynamic_index_in_dim(block, lax.axis_index('gpus'), keepdims=False), 'nodes')
-        return grads.at[0].add(jnp.sum(lax.all_gather(own, 'gpus'))), state
-
-    optimizer = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    """Workers of a node under shard_map, with an axis over nodes and one over the devices of each."""
+    optimizer = def_jax.def_sgd(0.1, 64, 'nodes', inside='gpus')
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes))
-    everywhere = P(('nodes', 'gpus'))
-    mapped = jax.shard_map(
-        lambda grads: update(grads[0], ())[0][None],
-        mesh=mesh,
-        in_specs=everywhere,
-        out_specs=everywhere,
-        check_vma=False,
-    )
-    sharding = jax.sharding.NamedSharding(mesh, everywhere)
+
+    def step(grads):
+        updates, _ = optimizer.update(grads[0], optimizer.init(grads[0]), grads[0])
+        return updates[None]
+
+    options = dict(mesh=mesh, in_specs=EVERYWHERE, out_specs=EVERYWHERE, check_vma=False)
+    sharding = jax.sharding.NamedSharding(mesh, EVERYWHERE)
     grads = jax.ShapeDtypeStruct((2 * NODE, *PARAMS.shape), jnp.float32, sharding=sharding)
-    return sent(def_jax.check, jax.jit(mapped).lower(grads).compile(), optimizer, PARAMS, 'nodes')
+    program = jax.jit(jax.shard_map(step, **options)).lower(grads).compile()
+    return sent(def_jax.check, program, optimizer, PARAMS, 'nodes')
 
 
 def on_a_mesh(optimizer, spec):
@@ -85,7 +63,7 @@ def on_a_mesh(optimizer, spec):
         return params + updates, state, losses.mean()
 
     params = jax.ShapeDtypeStruct(PARAMS.shape, PARAMS.dtype, sharding=dist.shardings)
-    place = jax.sharding.NamedSharding(mesh, P(('nodes', 'gpus')))
+    place = jax.sharding.NamedSharding(mesh, EVERYWHERE)
     batch = jax.ShapeDtypeStruct((32, 1024), jnp.float32, sharding=place)
     return dist, jax.jit(step).lower(params, dist.abstract_state(params), batch).compile()
 
@@ -101,7 +79,7 @@ def sent(check, *arguments, node=NODE, **options):
 def main():
     flat = {bits: def_jax.def_sgd(0.1, 64, 'workers', bits=bits) for bits in (2, 32)}
     dense = optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1))
-    inside = of_nodes(PARAMS.size // 64)
+    inside = def_jax.def_sgd(0.1, 64, 'workers', inside=NODE)
     programs = {name: pmapped(tx) for name, tx in (('2', flat[2]), ('32', flat[32]), ('dense', dense))}
     hierarchical, nodes = pmapped(optax.sgd(0.1), dense_of_nodes), pmapped(inside)
     left_in = pmapped(inside, lambda grads: lax.pmean(grads, 'workers'))

@@ -10,21 +10,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from jax import NamedSharding, P
+from jax import P
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from def_jax.error_feedback import output_params
-from def_jax.ground.arguments import check_extra_arguments, check_integer, named_leaves
+from def_jax.ground.arguments import check_extra_arguments, check_integer
 from def_jax.ground.barriers import in_memory
-from def_jax.ground.collectives import check_axis_name
+from def_jax.ground.collectives import Group, check_axis_name
 from def_jax.ground.types import PyTree
 from def_jax.sharding import at_points, drift
 from def_jax.sharding.accumulation import accumulated
 from def_jax.sharding.worker_mesh import WorkerMesh, check_mesh
 from def_jax.state import ownership
-from def_jax.state.link import Shards, check_floating, check_like, sharded
+from def_jax.state.link import Shards, check_like, sharded
 from def_jax.state.ownership import link_states, own_leaves
 from def_jax.state.regrouping import num_stacked, regroup
 from def_jax.state.specs import check_divisible, tree_of_specs, with_specs
@@ -171,10 +172,9 @@ class Spmd:
                 whatever arguments it likes.
             split: positions of the arguments whose leading axes are divided among the workers.
             keys: positions of PRNG keys, or trees of them, which are folded with the worker's number.
-            mapping: 'vmap' runs any model of operations that `jax.vmap` can map, but convolutions become
-                grouped ones, which are slow, and fail on Explicit axes. 'shard_map' takes these and what has
-                no rule for vmap, such as kernels; `grad_fn` must not close over arrays on Explicit axes, and
-                a `jax.shard_map` in it takes no mesh. Callbacks need a mesh of workers alone there.
+            mapping: by 'vmap', convolutions become grouped ones, which are slow and fail on Explicit axes.
+                'shard_map' runs these and what `jax.vmap` can't map, such as kernels; `grad_fn` must not
+                close over arrays on Explicit axes, and a `jax.shard_map` in it takes no mesh.
 
         Returns:
             A function of `params, opt_state, *args, **kwargs`, the arguments of `grad_fn` after the first.
@@ -233,35 +233,42 @@ class Spmd:
             grads: stacked over workers, as `value_and_grad` and `at_points` return them.
             opt_state: from `init` or the step before.
             params: the replicated parameters x.
-            extra_args: of the optimizer, the same for all workers, e.g. `value=tx.mean(losses)`.
+            extra_args: of the optimizer, the same for all workers, e.g. `value=tx.mean(losses)`; but for
+                `weight`, [K], a number for every worker, see `error_feedback`.
 
         Raises:
             ValueError: if arguments do not belong together, or an extra one is stacked.
         """
         params, opt_state = self._placed(params, opt_state)
         grads = self._fitting('grads', grads, self._abstract_grads(params), _GRADS)
+        weight = extra_args.pop('weight', None)
+        if weight is not None:
+            expected = jax.ShapeDtypeStruct((self.num_workers,), jnp.float32)
+            check_like('weight', weight, expected, 'Pass one number for every worker.')
+            weight = self._workers.place(jnp.asarray(weight), P(self.axis_name))
         check_extra_arguments(extra_args, params, self.num_workers)
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         # `Partial` is a tree without leaves.
         extra_args = {name: Partial(x) if callable(x) else x for name, x in extra_args.items()}
-        return self._update(grads, opt_state, params, extra_args)
+        return self._update(grads, opt_state, params, weight, extra_args)
 
-    def _update_program(self, grads, opt_state, params, extra_args):
+    def _update_program(self, grads, opt_state, params, weight, extra_args):
         specs, own = self._specs(params), own_leaves(self.optimizer, params)
 
-        def update(grads, opt_state, params, extra_args):
-            return self.optimizer.update(grads, opt_state, params, **extra_args)
+        def update(grads, opt_state, params, weight, extra_args):
+            weights = {} if weight is None else {'weight': weight}
+            return self.optimizer.update(grads, opt_state, params, **weights, **extra_args)
 
         def worker(grads, *others):
             arguments = in_memory(grads), *others
-            with sharded(Shards(self.axis_name, self._workers.inside, specs)):
+            with sharded(Shards(self.axis_name, Group(self._workers.inside), specs)):
                 updates, opt_state = drift.agreed(update, own_in, own_out, self._workers.apart, arguments)
             return updates, in_memory(opt_state)
 
-        own_in, own_out = (True, own, False, False), (False, own)
+        own_in, own_out = (True, own, False, True, False), (False, own)
         mapped = self._workers.map(worker, own_in, own_out)
         placed = specs, self.state_specs(params)
-        return self._workers.auto(mapped, placed)(grads, opt_state, params, extra_args)
+        return self._workers.auto(mapped, placed)(grads, opt_state, params, weight, extra_args)
 
     def as_optax(self) -> optax.GradientTransformationExtraArgs:
         """`init` and `update` as an optax transformation, which must not be chained.
@@ -287,14 +294,7 @@ class Spmd:
 
     def mean(self, tree: PyTree) -> PyTree:
         """The mean over workers of floating-point values that `at_points` or `map` returned."""
-        check_floating(tree, 'tree', 'Make a float32 of a count first; leave out seeds and keys.')
-        for path, x in named_leaves(tree):
-            if x.shape[:1] != (self.num_workers,):
-                raise ValueError(
-                    f'tree{path} has shape {x.shape}, but its leading axis must be over {self.num_workers} '
-                    'workers, as value_and_grad, at_points and map of def_jax.spmd return it.'
-                )
-        return jax.tree.map(lambda x: x.mean(0), tree)
+        return at_points.mean(tree, self.num_workers)
 
     def state_specs(self, params: PyTree) -> PyTree:
         """PartitionSpecs of the state, for checkpoints and for `jax.shard_map`, see `def_jax.state_specs`."""
@@ -327,12 +327,11 @@ class Spmd:
         grads, state = self._abstract_grads(params), self.abstract_state(params)
         params = self._workers.abstract(params, self._specs(params))
         check_shards(compiled, params, self._workers.names)
-        program = self._update.trace(grads, state, params, {'value': 0.0}).jaxpr  # which some optimizers want
+        # With a loss, which some optimizers want.
+        program = self._update.trace(grads, state, params, None, {'value': 0.0}).jaxpr
         sent = traffic_of(program.jaxpr, self.axis_name, self.mesh.shape).messages
-        places = NamedSharding(self.mesh, P(self.axis_name)).devices_indices_map((self.num_workers,))
-        of_devices = [places[device][0].start or 0 for device in self.mesh.devices.flat]
-        limits = Limits(besides, steps, devices_per_node)
-        return check_crossing(compiled, of_devices, sent, limits, self._workers.names, params)
+        limits, names = Limits(besides, steps, devices_per_node), self._workers.names
+        return check_crossing(compiled, self._workers.of_devices, sent, limits, names, params)
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import NamedSharding, P, lax
 
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
-from def_jax.ground.arguments import check_choice
+from def_jax.ground.arguments import check_choice, named_leaves
 from def_jax.ground.types import PyTree
 from def_jax.sharding.worker_mesh import WorkerMesh
+from def_jax.state.link import check_floating
 from def_jax.state.ownership import link_states
 from def_jax.state.specs import spec_axes
 
@@ -124,6 +125,18 @@ def _on_workers(
                 + _REMEDIES[mapping]
             )
             raise
+
+
+def mean(tree: PyTree, num_workers: int) -> PyTree:
+    """The mean of floating-point results over workers."""
+    check_floating(tree, 'tree', 'Make a float32 of a count first; leave out seeds and keys.')
+    for path, x in named_leaves(tree):
+        if x.shape[:1] != (num_workers,):
+            raise ValueError(
+                f'tree{path} has shape {x.shape}, but its leading axis must be over {num_workers} '
+                'workers, as value_and_grad, at_points and map of def_jax.spmd return it.'
+            )
+    return jax.tree.map(lambda x: x.mean(0), tree)
 
 
 def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:

@@ -112,11 +112,7 @@ def test_the_advice(plan, words):
 
 
 @pytest.mark.parametrize('optimizer', comparison.OPTIMIZERS)
-@pytest.mark.parametrize(
-    ('in_flight', 'gpus'),
-    # Presets do not take `inside` yet.
-    [(True, 1), (False, 1), pytest.param(False, 8, marks=pytest.mark.xfail(raises=TypeError, strict=True))],
-)
+@pytest.mark.parametrize(('in_flight', 'gpus'), [(True, 1), (False, 1), (False, 8)])
 def test_every_line_to_paste_makes_an_optimizer(optimizer, in_flight, gpus):
     other = {'sgd': 'adamw', 'adamw': 'sgd'}[optimizer]
     plan = dataclasses.replace(SLOW, in_flight=in_flight, gpus_per_link=gpus)
