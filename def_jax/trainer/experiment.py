@@ -20,7 +20,7 @@ from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.state import TrainState, per_worker
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.tasks.base import Measure, Task
-from def_jax.trainer.workers import Workers, make_workers
+from def_jax.trainer.workers import AXIS, Workers, make_workers
 
 __all__ = ['Communication', 'Experiment', 'build']
 
@@ -179,7 +179,7 @@ class Experiment:
         """What training sends; traces one update, so an optimizer that cannot make one raises."""
         config, params = self.config, self.abstract_variables['params']
         part, devices = self.workers.part(params), self.workers.devices_per_row
-        found = traffic(self.optimizer, part, self.workers.axis_name, config.num_workers)
+        found = traffic(self.optimizer, part, self.workers.axis_name, {AXIS: config.num_workers})
         halves = any(message.operation == 'all-to-all' for message in found.messages)
 
         def passed(messages: Sequence[Message]) -> int:
