@@ -35,7 +35,7 @@ from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping
 from def_jax.options.overlap import overlapped
 from def_jax.state.link import Shards, check_updates, current_shards, float32_zeros, is_masked, link
-from def_jax.state.ownership import check_surroundings, link_states
+from def_jax.state.ownership import check_inner, check_surroundings, link_states
 from def_jax.wires import Bits
 
 
@@ -179,6 +179,7 @@ def wrapped(
 
     def init_fn(params):
         started = inner.init(params)
+        check_inner(started)
         if any(isinstance(state, ErrorFeedbackState) for state in link_states(started)):
             raise ValueError(
                 'inner= holds another def_jax.error_feedback, such as def_sgd: updates would wait twice. '
