@@ -52,14 +52,24 @@ def traffic(
     >>> traffic(def_jax.baselines.top_k(8, 'workers'), jnp.zeros(64), 'workers').always
     (Message(operation='all-gather', bytes=32),)
     """
+    program, _, _ = traced_update(optimizer, params, axis_name, num_workers)
+    return traffic_of(program, axis_name)
+
+
+def traced_update(
+    optimizer: optax.GradientTransformation, params: PyTree, axis_name: AxisName, num_workers: int
+) -> tuple[Any, tuple, tuple]:
+    """One update as a traced program; its arguments, gradients, state and parameters; and its results."""
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def update(params):  # with the loss, which some optimizers want
-        return optimizer.update(params, optimizer.init(params), params, value=0.0)
+    def update(grads, state, params):  # with the loss, which some optimizers want
+        return optimizer.update(grads, state, params, value=0.0)
 
     names = axis_names(axis_name)
     axes = [(name, 1 if place else num_workers) for place, name in enumerate(names)]
-    return traffic_of(jax.make_jaxpr(update, axis_env=axes)(params).jaxpr, axis_name)
+    arguments = params, jax.eval_shape(optimizer.init, params), params
+    program, results = jax.make_jaxpr(update, axis_env=axes, return_shape=True)(*arguments)
+    return program.jaxpr, arguments, results
 
 
 def traffic_of(program: Any, axis_name: AxisName) -> Traffic:

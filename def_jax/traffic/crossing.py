@@ -15,9 +15,10 @@ from jax.tree_util import keystr
 from def_jax.ground.arguments import check_integer
 from def_jax.ground.collectives import axis_names
 from def_jax.ground.types import AxisName, PyTree
-from def_jax.state.ownership import is_link, link_states
+from def_jax.state.ownership import is_link, link_states, own_leaves
 from def_jax.state.specs import spec_axes
-from def_jax.traffic import Message, traffic
+from def_jax.traffic import Message, traced_update, traffic_of
+from def_jax.traffic.drift import check_agreement
 from def_jax.traffic.hlo import Collective, collectives
 
 _MOVES = 'collective-permute', 'all-to-all'
@@ -32,11 +33,12 @@ def check(
     besides: int = 256,
     steps: int = 1,
 ) -> list[Collective]:
-    """Raises if a compiled step passes more between workers than the optimizer's message.
+    """Raises if a compiled step passes more between workers than the optimizer's message, or x would drift.
 
     A gradient that is averaged before error feedback is sent whole, and then its block, without an error: by
     a `pmean` that is left over, an `axis_name=` or `pmap_axis_name=` of a helper, Flax's `DynamicScale`.
     This finds it where each device is a worker; for workers of several, see the method of `def_jax.spmd`.
+    It also finds what reaches x without an exchange, as the gradients of what `optax.masked` masks do.
 
     Args:
         compiled: `step.lower(...).compile()`, by `jax.pmap` or `jax.jit`.
@@ -53,7 +55,8 @@ def check(
     Raises:
         TypeError: if the step is not compiled: one that is lowered has no collectives yet.
         ValueError: if they pass more, with sizes by kind, the largest collectives and where to look; if
-            `axis_name` is not the optimizer's, or `params` are stacked over workers.
+            an update would differ between workers, or a replicated part of the state; if `axis_name` is not
+            the optimizer's, or `params` are stacked over workers.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.def_sgd(0.1, 64, 'workers')
@@ -74,10 +77,13 @@ def check(
     header = (compiled.as_text() or '').partition('\n')[0]
     devices = max(map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', header)), default=1)
     try:
-        sent = traffic(optimizer, params, axis_name, devices).messages if devices > 1 else ()
+        program, arguments, results = traced_update(optimizer, params, axis_name, max(2, devices))
     except (NameError, ValueError) as error:  # JAX's of an axis that is not bound, or ours
         raise ValueError(f"{axis_name=} must be the optimizer's, which fails over it: {error}") from error
-    return check_crossing(compiled, range(devices), sent, besides, axis_names(axis_name), params, steps)
+    names, own = axis_names(axis_name), own_leaves(optimizer, params)
+    check_agreement(program, arguments, results, (True, own, False), (False, own), names)
+    sent = traffic_of(program, axis_name).messages if devices > 1 else ()
+    return check_crossing(compiled, range(devices), sent, besides, names, params, steps)
 
 
 def check_crossing(
