@@ -75,7 +75,7 @@ def ef21(
         local, mean = float32_zeros(params), float32_zeros(params)  # two: a step may donate its state
         return EF21State(jnp.zeros((), jnp.uint32), shared_key(seed), local, mean)
 
-    def step(updates, state):
+    def step(updates, state, _):
         grads = float32_updates(updates, state.local)
 
         def first():

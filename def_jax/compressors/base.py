@@ -24,7 +24,6 @@ class Selection(NamedTuple):
     take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [M]
     # tree x, message -> x - C(x) + the message at its place
     replace: Callable[[PyTree, jax.Array], PyTree]
-    scale: float = 1.0  # what `take` multiplies the coordinates by
 
     def place(self, message: jax.Array, like: PyTree) -> PyTree:
         """The message at its place in zeros of `like`'s shapes and dtypes."""
@@ -48,6 +47,7 @@ class Compressor:
     # The residual's mean squared age and mean age, as shares of those of the block that is sent; those of
     # independent draws. See `orders.AGE_SHARES`.
     age_shares: tuple[float, float] = (1.0, 1.0)
+    scales: bool = False  # whether coordinates are sent otherwise than as they are
 
     def __call__(
         self, key: jax.Array, step: jax.Array, like: PyTree, layout: Layout | None = None

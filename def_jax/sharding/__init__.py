@@ -221,24 +221,31 @@ class Spmd:
             grads: stacked over workers, as `value_and_grad` and `at_points` return them.
             opt_state: from `init` or the step before.
             params: the replicated parameters x.
-            extra_args: of the optimizer, the same for all workers, e.g. `value=tx.mean(losses)`.
+            extra_args: of the optimizer, the same for all workers, e.g. `value=tx.mean(losses)`; but for
+                `weight`, [K], a number for every worker, see `error_feedback`.
 
         Raises:
             ValueError: if arguments do not belong together, or an extra one is stacked.
         """
         params, opt_state = self._placed(params, opt_state)
         grads = self._fitting('grads', grads, self._abstract_grads(params), _GRADS)
+        weight = extra_args.pop('weight', None)
+        if weight is not None:
+            expected = jax.ShapeDtypeStruct((self.num_workers,), jnp.float32)
+            check_like('weight', weight, expected, 'Pass one number for every worker.')
+            weight = self._workers.place(jnp.asarray(weight), P(self.axis_name))
         check_extra_arguments(extra_args, params, self.num_workers)
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         # `Partial` is a tree without leaves.
         extra_args = {name: Partial(x) if callable(x) else x for name, x in extra_args.items()}
-        return self._update(grads, opt_state, params, extra_args)
+        return self._update(grads, opt_state, params, weight, extra_args)
 
-    def _update_program(self, grads, opt_state, params, extra_args):
+    def _update_program(self, grads, opt_state, params, weight, extra_args):
         specs, own = self._specs(params), own_leaves(self.optimizer, params)
 
-        def update(grads, opt_state, params, extra_args):
-            return self.optimizer.update(grads, opt_state, params, **extra_args)
+        def update(grads, opt_state, params, weight, extra_args):
+            weights = {} if weight is None else {'weight': weight}
+            return self.optimizer.update(grads, opt_state, params, **weights, **extra_args)
 
         def worker(grads, *others):
             arguments = in_memory(grads), *others
@@ -246,10 +253,10 @@ class Spmd:
                 updates, opt_state = drift.agreed(update, own_in, own_out, self._workers.apart, arguments)
             return updates, in_memory(opt_state)
 
-        own_in, own_out = (True, own, False, False), (False, own)
+        own_in, own_out = (True, own, False, True, False), (False, own)
         mapped = self._workers.map(worker, own_in, own_out)
         placed = specs, self.state_specs(params)
-        return self._workers.auto(mapped, placed)(grads, opt_state, params, extra_args)
+        return self._workers.auto(mapped, placed)(grads, opt_state, params, weight, extra_args)
 
     def as_optax(self) -> optax.GradientTransformationExtraArgs:
         """`init` and `update` as an optax transformation, which must not be chained.
@@ -310,7 +317,9 @@ class Spmd:
         grads, state = self._abstract_grads(params), self.abstract_state(params)
         params = self._workers.abstract(params, self._specs(params))
         check_shards(compiled, params, self._workers.names)
-        program = self._update.trace(grads, state, params, {'value': 0.0}).jaxpr  # which some optimizers want
+        program = self._update.trace(
+            grads, state, params, None, {'value': 0.0}
+        ).jaxpr  # which some optimizers want
         sent = traffic_of(program.jaxpr, self.axis_name).messages
         places = NamedSharding(self.mesh, P(self.axis_name)).devices_indices_map((self.num_workers,))
         of_devices = [places[device][0].start or 0 for device in self.mesh.devices.flat]

@@ -93,7 +93,7 @@ OPTIMIZERS = {
     'in flight, 2 bits': feedback(3, blocks=SHUFFLED, inner=SGD, overlap=True, detach='auto', bits=2),
     'shuffled, in flight': feedback(blocks=SHUFFLED, inner=optax.sgd(0.1), overlap=True, skip_nonfinite=True),
     'elements, in flight': def_jax.error_feedback(def_jax.baselines.random_k(3), 'workers', overlap=True),
-    'scaled': def_jax.error_feedback(def_jax.baselines.scaled(0.5), 'workers', outer=NESTEROV),
+    'scaled': def_jax.error_feedback(def_jax.baselines.scaled(0.5), 'workers', decay=0.9),
     'def_sgd': def_jax.def_sgd(0.1, 64, 'workers'),
 }
 COMPOSED = {
