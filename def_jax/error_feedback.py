@@ -201,6 +201,7 @@ def wrapped(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
+        state = init(params)  # first, for it checks the parameters
         started = inner.init(params)
         check_inner(started)
         check_no_copy(inner, params)
@@ -209,7 +210,7 @@ def wrapped(
                 'inner= holds another def_jax.error_feedback, such as def_sgd: updates would wait twice. '
                 "Pass the worker's optimizer alone, e.g. inner=optax.sgd(0.1, momentum=0.9)."
             )
-        return init(params)._replace(inner=vary_if_tracked(started, axis_name))
+        return state._replace(inner=vary_if_tracked(started, axis_name))
 
     def local(grads, state, params, extra_args):  # line 6, after the gradient
         extra_args, weight = dict(extra_args), extra_args.get('weight')
