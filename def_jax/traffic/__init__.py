@@ -61,20 +61,23 @@ def traffic(
     (Message(operation='all-gather', bytes=32, groups=()),)
     """
     mesh = mesh or dict.fromkeys(axis_names(axis_name)[:1], 2)
-    return traffic_of(traced(optimizer, params, axis_name, mesh), axis_name, mesh)
+    program, _, _ = traced(optimizer, params, axis_name, mesh)
+    return traffic_of(program, axis_name, mesh)
 
 
 def traced(
     optimizer: optax.GradientTransformation, params: PyTree, axis_name: AxisName, mesh: Mapping[str, int]
-) -> Any:
-    """The program of one update on a mesh of these sizes."""
+) -> tuple[Any, tuple, tuple]:
+    """One update on a mesh of these sizes as a program; its gradients, state and parameters; its results."""
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def update(params):  # with the loss, which some optimizers want
-        return optimizer.update(params, optimizer.init(params), params, value=0.0)
+    def update(grads, state, params):  # with the loss, which some optimizers want
+        return optimizer.update(grads, state, params, value=0.0)
 
     axes = [*mesh.items(), *((name, 1) for name in axis_names(axis_name) if name not in mesh)]
-    return jax.make_jaxpr(update, axis_env=axes)(params).jaxpr
+    arguments = params, jax.eval_shape(optimizer.init, params), params
+    program, results = jax.make_jaxpr(update, axis_env=axes, return_shape=True)(*arguments)
+    return program.jaxpr, arguments, results
 
 
 def traffic_of(program: Any, axis_name: AxisName, mesh: Mapping[str, int]) -> Traffic:
