@@ -35,6 +35,7 @@ class Contender(NamedTuple):
     rates: Sequence[float] = ()  # candidates in place of a grid, where a paper's protocol is repeated
     point: str = ''  # where it is evaluated; its method's answer if empty
     paper: str = ''  # the paper's number
+    revision: str = ''  # of its runs, see `spec.Spec`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Setting:
             {**self.where, **(self.tuning_where if tunes else {})},
             dict(contender.options),
             'validation' if tunes else 'test',
+            contender.revision,
         )
 
 
