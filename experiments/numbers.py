@@ -19,6 +19,7 @@ _MISSING, _NONE = '(not run)', '(no difference)'
 METRICS: Mapping[str, Callable[[Any], str]] = {
     'result': lambda row: row.cell.headline,
     'difference': lambda row: row.difference.text(2 if row.cell.setting.percent else 3),
+    'tuned again': lambda row: row.again.text(2 if row.cell.setting.percent else 3),
 }
 
 # An experiment's settings, and the rows of those that are finished.

@@ -87,8 +87,8 @@ What does that bring, and is 1 bit better than 2 at the same bytes?
 {table}
 
 "Rounded" rows are runs of before. "Minus the first" is the row minus the first of its problem, in points of
-test accuracy, or in nats with the sign turned, so greater is better; with a 95 % interval over fresh seeds
-and the choice of both rates.
+test accuracy, or in nats with the sign turned, so greater is better; with a 95 % interval over fresh seeds;
+"tuned again" adds the choice of both rates ([how](../README.md)).
 
 **Setting.** The problems and the rule for rates are those of [few bits](../few_bits/README.md) and
 [scale](../scale/README.md), and so are the runs of the rounded rows, of AdamW and of SGD.

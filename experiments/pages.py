@@ -13,28 +13,37 @@ from experiments.statistics import Difference
 
 __all__ = ['MOST_WORDS', 'Row', 'draw', 'origins', 'rows', 'table', 'write', 'write_experiment']
 
-MOST_WORDS = 1500
+MOST_WORDS = 1000  # outside of tables
 
 
 class Row(NamedTuple):
     """A finished method, and its difference from the first of its setting, greater is better."""
 
     cell: Cell
-    difference: Difference | None  # None for the first, and where a run diverged
-    p_value: float  # adjusted by Holm for all differences of the page
+    difference: Difference | None  # at the chosen rates; None for the first, and where a run diverged
+    again: Difference | None  # for someone who tunes again; None likewise
+    p_value: float  # of the former, adjusted by Holm for all differences of the page
 
 
 def rows(finished: Sequence[Sequence[Cell]]) -> list[Row]:
     """The rows of a page, setting by setting."""
-    pairs = [(cell, _difference(cell, cells[0])) for cells in finished for cell in cells]
-    tested = [each.p_value if each and math.isfinite(each.low) else None for _, each in pairs]  # not one seed
+    made = [(cell, *_differences(cell, cells[0])) for cells in finished for cell in cells]
+    tested = [
+        here.p_value if here and math.isfinite(here.low) else None for _, here, _ in made
+    ]  # not one seed
     adjusted = iter(statistics.holm([p for p in tested if p is not None]))
-    return [Row(*pair, 1.0 if p is None else next(adjusted)) for pair, p in zip(pairs, tested, strict=True)]
+    return [
+        Row(cell, here, again, 1.0 if p is None else next(adjusted))
+        for (cell, here, again), p in zip(made, tested, strict=True)
+    ]
 
 
-def _difference(cell: Cell, first: Cell) -> Difference | None:
-    found = None if cell is first else statistics.compared(cell.side, first.side)
-    return found if found and math.isfinite(found.mean) else None
+def _differences(cell: Cell, first: Cell) -> tuple[Difference | None, Difference | None]:
+    """At the chosen rates, and for someone who tunes again."""
+    sides = cell.side, first.side
+    if cell is first or not all(math.isfinite(side.mean) for side in sides):
+        return None, None
+    return statistics.at_chosen(*sides), statistics.tuned_again(*sides)
 
 
 def table(found: Sequence[Row]) -> str:
@@ -46,6 +55,7 @@ def table(found: Sequence[Row]) -> str:
         'seeds',
         'test, at the first rate',
         'minus the first',
+        'tuned again',
         'p, Holm',
         'within the margin',
     ]
@@ -68,13 +78,17 @@ def _line(row: Row) -> Iterator[str]:
     )
     yield str(len(setting.seeds))
     yield cell.headline + unit * math.isfinite(cell.side.mean)
-    if row.difference is None:
-        yield from [''] * 3
-    else:
-        yield row.difference.text(digits)
-        known = math.isfinite(row.difference.low)
-        yield f'{row.p_value:.2g}' if known else ''
-        yield f'{row.difference.within(setting.margin)} ({setting.margin:g})' if known else ''
+    if row.difference is None or row.again is None:
+        yield from [''] * 4
+        return
+    here, again = (each.text(digits) for each in (row.difference, row.again))
+    yield here
+    yield again if again != here else ''  # a choice is open
+    known = math.isfinite(row.difference.low)
+    yield f'{row.p_value:.2g}' if known else ''
+    here, again = (each.within(setting.margin) for each in (row.difference, row.again))
+    verdict = here if again == here else f'{here}, tuned again {again}'
+    yield f'{verdict} ({setting.margin:g})' if known else ''
 
 
 def _absent(found: Sequence[Row]) -> str:
@@ -91,7 +105,10 @@ def _absent(found: Sequence[Row]) -> str:
 
 
 def draw(found: Sequence[Row], path: Path) -> None:
-    """Differences with their intervals, a panel for each setting; the margin is dashed."""
+    """Differences with their intervals, a panel for each setting; the margin is dashed.
+
+    A thin line is the interval of someone who tunes again.
+    """
     settings = list(dict.fromkeys(row.cell.setting.name for row in found if row.difference))
     columns = min(2, len(settings))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,9 +118,10 @@ def draw(found: Sequence[Row], path: Path) -> None:
         for panel, name in zip(axes.flat, settings, strict=False):
             shown = [row for row in found if row.cell.setting.name == name and row.difference][::-1]
             for height, row in enumerate(shown):
-                mean, low, high, _ = row.difference  # type: ignore[misc]
-                if math.isfinite(low):
-                    panel.plot([low, high], [height] * 2, color=pictures.COLORS['DEF'])
+                mean, *_ = row.difference  # type: ignore[misc]
+                for (_, *both, _), width in ((row.again, 0.8), (row.difference, 2.5)):  # type: ignore[misc]
+                    if math.isfinite(both[0]):
+                        panel.plot(both, [height] * 2, color=pictures.COLORS['DEF'], linewidth=width)
                 panel.plot([mean], [height], 'o', color=pictures.COLORS['DEF'])
             setting = shown[0].cell.setting
             panel.axvline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
@@ -153,8 +171,8 @@ def write_experiment(settings: Sequence[Setting], text: str, folder: Path) -> No
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a page; ValueError if it has more than `MOST_WORDS` words."""
-    words = len(text.split())
+    """Writes a page; ValueError if it has more than `MOST_WORDS` words outside of tables."""
+    words = sum(len(line.split()) for line in text.splitlines() if not line.startswith('|'))
     if words > MOST_WORDS:
         raise ValueError(f'{path} would have {words} words; a page of results has at most {MOST_WORDS}.')
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -116,12 +116,11 @@ class Cell(NamedTuple):
 
     @property
     def headline(self) -> str:
-        """Mean and deviation at the likeliest rate; or that a fresh run diverges."""
+        """Mean and deviation at the chosen rate; or that a fresh run diverges."""
         if not math.isfinite(self.side.mean):
             return 'diverges'
-        weights = self.side.weights
-        k = max(weights, key=lambda k: weights[k])
-        return statistics.mean_std(np.abs(self.side.fresh[k]), 2 if self.setting.percent else 3)
+        found = np.abs(self.side.fresh[self.side.chosen])
+        return statistics.mean_std(found, 2 if self.setting.percent else 3)
 
 
 def cell(setting: Setting, contender: Contender, get: Get) -> Cell:

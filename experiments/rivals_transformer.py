@@ -150,7 +150,8 @@ the wire, each with its rate tuned by the same rule?
 {table}
 
 "Minus the first" is DEF-Q's loss minus the method's, so greater is better, with a 95 % interval over fresh
-seeds and the choice of both rates; "within the margin" says whether the whole interval lies above -0.01.
+seeds; "tuned again" adds the choice of both rates ([how](../README.md)); "within the margin" says whether the
+whole interval lies above -0.01.
 
 **Setting.** The transformer of 33 k parameters, its data and the rule for rates are those of
 [few bits](../few_bits/README.md), with 8 workers of 4 sequences or 2 of 16. Bytes count what a worker's link

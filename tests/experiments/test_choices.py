@@ -27,12 +27,13 @@ def test_where_the_choice_is_certain_the_interval_is_students(seeds, paired):
     ours, theirs = sides(np.random.default_rng(0), 1.0, 0.0, seeds=seeds)
     a, b = ours.fresh[0], theirs.fresh[0]
     expected = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
-    found, interval = statistics.compared(ours, theirs), expected.confidence_interval()
-    assert found[:3] == pytest.approx((a.mean() - b.mean(), interval.low, interval.high), abs=1e-6)
-    assert found.p_value == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval()
+    for found in (statistics.at_chosen(ours, theirs), statistics.tuned_again(ours, theirs)):
+        assert found[:3] == pytest.approx((a.mean() - b.mean(), interval.low, interval.high), abs=1e-6)
+        assert found.p_value == pytest.approx(expected.pvalue)
 
 
-def test_an_open_choice_counts_in_mean_and_interval():
+def test_an_open_choice_counts_for_who_tunes_again_and_not_at_the_chosen_rates():
     """Two rates that tuning takes equally often, of which one is two points better with fresh seeds."""
     rng = np.random.default_rng(1)
     losses = rng.normal(size=(2, 20))
@@ -41,9 +42,13 @@ def test_an_open_choice_counts_in_mean_and_interval():
     open_, sgd = Side(tried, {0: values, 1: values + 2}), Side(CERTAIN, {0: rng.normal(0.0, 0.1, 20)})
     shares = statistics.shares(tried)
     assert shares[2] == 0 and 0.3 < shares[0] < 0.7 and set(statistics.likely(tried)) == {0, 1}
-    found = statistics.compared(open_, sgd)
+    found = statistics.tuned_again(open_, sgd)
     assert found.mean == pytest.approx(values.mean() + 2 * open_.weights[1] - sgd.mean)
     assert found.low < 0.1 and found.high > 1.9 and found.within(0.5) == 'yes' and found.p_value > 0.1
+    here, student = statistics.at_chosen(open_, sgd), stats.ttest_rel(open_.fresh[open_.chosen], sgd.fresh[0])
+    interval = student.confidence_interval()
+    assert here[1:] == pytest.approx((interval.low, interval.high, student.pvalue), abs=1e-6)
+    assert here.mean == pytest.approx(values.mean() + 2 * open_.chosen - sgd.mean)
 
 
 def test_rates_that_did_equally_well_are_drawn_by_lot_by_each_side_for_itself():
@@ -56,8 +61,8 @@ def test_rates_that_did_equally_well_are_drawn_by_lot_by_each_side_for_itself():
 
 def test_the_same_rate_of_both_sides_differs_in_nothing():
     (side,) = sides(np.random.default_rng(2), 0.0)
-    assert statistics.compared(side, side).p_value == pytest.approx(1.0)
-    assert statistics.compared(side, side).text() == '+0.00 [-0.00, +0.00]'
+    assert statistics.tuned_again(side, side).p_value == pytest.approx(1.0)
+    assert statistics.tuned_again(side, side).text() == '+0.00 [-0.00, +0.00]'
 
 
 # --- Rates ---
@@ -188,7 +193,7 @@ def test_a_record_names_commit_machine_and_versions_and_no_dirty_checkout(monkey
 
 def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few_bits, 'SETTINGS', [SETTING])
-    toy_page = re.sub(r'few_bits;[^>]*; difference', 'few_bits; toy; DEF; difference', few_bits.PAGE)
+    toy_page = re.sub(r'few_bits;[^>]*; (\w+ ?\w*) -->', r'few_bits; toy; DEF; \1 -->', few_bits.PAGE)
     monkeypatch.setattr(few_bits, 'PAGE', toy_page)
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 2
     assert 'no setting has two finished methods' in capsys.readouterr().err
@@ -199,9 +204,10 @@ def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 0
     page, picture = (tmp_path / 'few_bits' / name for name in ('README.md', 'differences.png'))
     text, drawn = page.read_text(), picture.read_bytes()
-    (number,) = set(re.findall(r'difference -->(.+?)<!--', text))
-    assert f'| {number} |' in text
-    assert '| toy | DEF |' in text and ' records: ' in text and len(text.split()) < pages.MOST_WORDS
+    here, again = re.findall(r'\| ([-+.\d]+ \[.*?\])', text)
+    assert set(re.findall(r'difference -->(.+?)<!--', text)) == {here} != {again}
+    assert set(re.findall(r'tuned again -->(.+?)<!--', text)) == {again}
+    assert '| toy | DEF |' in text and ' records: ' in text
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 0
     assert (page.read_text(), picture.read_bytes()) == (text, drawn)
     missing = dataclasses.replace(
@@ -212,5 +218,6 @@ def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
 
 
 def test_a_page_has_a_limit(tmp_path):
-    with pytest.raises(ValueError, match='1600 words'):
-        pages.write(tmp_path / 'README.md', 'word ' * 1600)
+    pages.write(tmp_path / 'README.md', 'word ' * 900 + '\n| a table has as many as it needs |' * 900)
+    with pytest.raises(ValueError, match='1100 words'):
+        pages.write(tmp_path / 'README.md', 'word ' * 1100)
