@@ -2,9 +2,6 @@
 
 from def_jax import baselines, compressors, diagnostics, options
 from def_jax.baselines import EF21State, all_reduce_mean, ef21
-from def_jax.baselines.methods import METHODS, Method, get_method
-from def_jax.baselines.random_k import random_k
-from def_jax.baselines.scaled import scaled
 from def_jax.compressors import identity, message_size, random_block
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_feedback, output_params
 from def_jax.guards import all_finite, assert_replicated, debug
@@ -17,10 +14,8 @@ from def_jax.traffic.crossing import check
 __version__ = '0.4.0'
 
 __all__ = [
-    'METHODS',
     'EF21State',
     'ErrorFeedbackState',
-    'Method',
     'all_finite',
     'all_reduce_mean',
     'assert_replicated',
@@ -34,14 +29,11 @@ __all__ = [
     'diagnostics',
     'ef21',
     'error_feedback',
-    'get_method',
     'identity',
     'message_size',
     'options',
     'output_params',
     'random_block',
-    'random_k',
-    'scaled',
     'spmd',
     'stack_state',
     'state_specs',

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.methods import REVISION
 from experiments.paper_tables import contender, def_q, protocol
-from experiments.plan import Setting
+from experiments.tuning import Setting
 
 __all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 

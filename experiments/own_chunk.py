@@ -13,7 +13,7 @@ import dataclasses
 from experiments.adamw import adamw
 from experiments.few_bits import def_q, on_digits
 from experiments.methods import REVISION
-from experiments.plan import Contender, Setting
+from experiments.tuning import Contender, Setting
 
 __all__ = ['PAGE', 'SETTINGS', 'exact']
 

@@ -16,7 +16,7 @@ DiLoCo best. Rows stand in the order of their worth; those of "DiLoCo's outer op
 from experiments.adamw import adamw
 from experiments.methods import REVISION
 from experiments.own_chunk import exact
-from experiments.plan import Contender, Setting
+from experiments.tuning import Contender, Setting
 
 __all__ = ['PAGE', 'SETTINGS']
 

@@ -76,7 +76,7 @@ def assert_equals_oracle(actual, masks, hyper, *, average_every):
         ('vmap', 'wrapper', BLOCK_4, 4, 0, 7),
         ('vmap', 'flattened', BLOCK_4, 2, 0, 0),
         ('pmap', 'wrapper', BLOCK_4, 8, 1, 3),
-        ('pmap of vmap', 'link', def_jax.random_k(4), 8, 0, 1),
+        ('pmap of vmap', 'link', def_jax.baselines.random_k(4), 8, 0, 1),
         ('shard_map', 'link', BLOCK_4, 4, 0, 0),
         ('shard_map with types', 'link', BLOCK_4, 4, 0, 3),
         ('shard_map with types', 'wrapper', BLOCK_64, 2, 0, 0),

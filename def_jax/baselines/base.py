@@ -32,14 +32,14 @@ __all__ = [
     'chunk_shape',
     'feedback',
     'from_chunks',
+    'from_words',
     'gather_largest',
     'gathered_mean',
     'largest',
     'matrix_shape',
-    'pack',
     'plus',
     'to_chunks',
-    'unpack',
+    'to_words',
 ]
 
 
@@ -247,15 +247,15 @@ def gathered_mean(message: jax.Array, decoded: Callable[[jax.Array], PyTree], ax
     return jax.tree.map(lambda x: x / len(gathered), total)
 
 
-def pack(values: jax.Array, bits: int) -> jax.Array:
+def to_words(values: jax.Array, bits: int) -> jax.Array:
     """Numbers of so many bits in words of 32: [n] -> uint32 [⌈n·bits / 32⌉]. `bits` divides 32."""
     fit = 32 // bits
     padded = jnp.pad(values.astype(jnp.uint32), (0, -len(values) % fit)).reshape(-1, fit)
     return jnp.sum(padded << _shifts(bits), axis=1, dtype=jnp.uint32)
 
 
-def unpack(words: jax.Array, bits: int, size: int) -> jax.Array:
-    """Undoes `pack`: uint32 [size]."""
+def from_words(words: jax.Array, bits: int, size: int) -> jax.Array:
+    """Undoes `to_words`: uint32 [size]."""
     return (words[:, None] >> _shifts(bits) & jnp.uint32(2**bits - 1)).reshape(-1)[:size]
 
 

@@ -175,9 +175,9 @@ class Method:
         Raises:
             ValueError: if an argument is out of range or has no effect on the method.
 
-        >>> from def_jax import METHODS, random_block
+        >>> import def_jax
         >>> optimizer = METHODS['ef'].optimizer(
-        ...     optax.add_decayed_weights(5e-4), optax.sgd(0.1), 'workers', random_block(256))
+        ...     optax.add_decayed_weights(5e-4), optax.sgd(0.1), 'workers', def_jax.random_block(256))
         """
         detach, own = options.get('detach'), self.options
         if isinstance(detach, str) and 'detach' not in own:

@@ -13,11 +13,11 @@ from def_jax.baselines.base import (
     ResidualState,
     feedback,
     from_chunks,
+    from_words,
     gathered_mean,
     largest,
-    pack,
     to_chunks,
-    unpack,
+    to_words,
 )
 from def_jax.compressors import identity
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback, wrapped
@@ -160,11 +160,11 @@ def _encoded(
         return jnp.concatenate([jnp.zeros(0, dtype), *(part.ravel().astype(dtype) for part in parts)])
 
     def apart(words, bits):
-        return Layout.dense(sizes).split(unpack(words, bits, sum(sizes)), sizes)
+        return Layout.dense(sizes).split(from_words(words, bits, sum(sizes)), sizes)
 
     sections = [
-        pack(joined([codes for codes, _ in quantised], jnp.uint32), _BITS),
-        pack(joined(places, jnp.int32), _INDEX_BITS),
+        to_words(joined([codes for codes, _ in quantised], jnp.uint32), _BITS),
+        to_words(joined(places, jnp.int32), _INDEX_BITS),
         lax.bitcast_convert_type(joined([means for _, means in quantised], jnp.float32), jnp.uint32),
     ]
     lengths = [len(section) for section in sections]

@@ -67,7 +67,10 @@ def check_compressor(compressor: Any) -> None:
         return
     if getattr(compressor, '__module__', '').startswith('def_jax.'):
         name = compressor.__name__
-        raise ValueError(f'compressor={name} must be called first, as in def_jax.{name}(ratio=64).')
+        raise ValueError(
+            f'compressor={name} must be called first: pass what {name}(...) returns, such as '
+            'def_jax.random_block(ratio=64).'
+        )
     raise ValueError(
         f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64). Wrap a function of your '
         'own in def_jax.compressors.Compressor(select, parts).'

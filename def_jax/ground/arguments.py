@@ -94,3 +94,9 @@ def check_extra_arguments(extra_args: Mapping[str, Any], params: Any, num_worker
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Leaves with their paths, as errors write these: ['w'][0]."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """The names of a tree's leaves, e.g. 'params.Dense_0.kernel'."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator='.') or 'the array' for path, _ in paths]

@@ -78,7 +78,7 @@ def test_every_place_is_equally_likely_at_every_step(order, step):
 def test_each_element_is_sent_by_the_same_number_of_draws(shape):
     """One element of each cell: all of the draws that random_k can make. Outside of a short cell lies 0."""
     x = jnp.ones(shape)
-    (part,), bounds = def_jax.random_k(3).parts(x), set()
+    (part,), bounds = def_jax.baselines.random_k(3).parts(x), set()
 
     def sent(draw):
         def randint(key, shape, minval, maxval, dtype):
@@ -86,7 +86,7 @@ def test_each_element_is_sent_by_the_same_number_of_draws(shape):
             return draw
 
         with mock.patch.object(jax.random, 'randint', randint):
-            selection = def_jax.random_k(3)(KEY, jnp.uint32(0), x)
+            selection = def_jax.baselines.random_k(3)(KEY, jnp.uint32(0), x)
         message = selection.take(x)
         return message, selection.place(message, x).reshape(-1)
 
@@ -108,7 +108,7 @@ def test_each_element_is_sent_by_the_same_number_of_draws(shape):
         (def_jax.random_block(4), (0, 4, 8), (base, 'words'), 3 * 2),
         (def_jax.random_block(4, order='cyclic'), (0,), (base, 'words'), 3 * 2),  # repeats one round
         (def_jax.random_block(4, order='shuffled'), (0, 4, 8), (base, 'words'), 3 * (2 * 17 + 16)),
-        (def_jax.random_k(4), (0, 4, 8), (jax.random, 'randint'), 1),
+        (def_jax.baselines.random_k(4), (0, 4, 8), (jax.random, 'randint'), 1),
     ],
     ids=['random', 'cyclic', 'shuffled', 'elements'],
 )

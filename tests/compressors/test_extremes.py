@@ -39,7 +39,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
     [
         ((2**16, 2**16), def_jax.random_block(1e12), r'shape=\(65536, 65536\) has 4294967296 blocks'),
         ((2**32,), def_jax.random_block(64), r'of an axis fewer than 2\*\*32'),
-        ((2**31,), def_jax.random_k(64), '2147483648 blocks or elements'),
+        ((2**31,), def_jax.baselines.random_k(64), '2147483648 blocks or elements'),
     ],
 )
 def test_what_32_bits_cannot_index_is_refused(shape, compressor, words):

@@ -20,7 +20,7 @@ DATA = mlp_data(NUM_WORKERS, num_steps=NUM_STEPS)
 
 def named(name, inner, ratio=4, **options):
     """The optimizer of a method, and its compressor."""
-    method = def_jax.get_method(name)
+    method = def_jax.baselines.get_method(name)
     compressor = method.compressor(ratio)
     return method.optimizer(optax.identity(), inner, 'workers', compressor, **options), compressor
 
@@ -64,7 +64,7 @@ def test_outer_momentum_of_a_scaled_message():
     """C(p) = δ·p scales what is sent, not the momentum."""
     delta, rate, momentum = 0.25, 0.7, 0.9
     outer = optax.sgd(rate, momentum=momentum)
-    link = def_jax.error_feedback(def_jax.scaled(delta), 'workers', outer=outer)
+    link = def_jax.error_feedback(def_jax.baselines.scaled(delta), 'workers', outer=outer)
     updates = np.random.default_rng(0).normal(size=(2, 12, 5)).astype(np.float32)
     residual, velocity = np.zeros((2, 5)), 0.0
     for t, arrived in enumerate(exchanged(link, updates)[0][0]):

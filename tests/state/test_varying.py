@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from sharded_workers import EXPLICIT, mesh_of, step_of
 
 import def_jax
+from def_jax.baselines import METHODS
 from def_jax.ground.collectives import vary_if_tracked
 from def_jax.state.ownership import own_leaves
 
@@ -89,8 +90,8 @@ OPTIMIZERS = {
     ),
     'in flight, 2 bits': feedback(3, blocks=SHUFFLED, inner=SGD, overlap=True, detach='auto', bits=2),
     'shuffled, in flight': feedback(blocks=SHUFFLED, inner=optax.sgd(0.1), overlap=True, skip_nonfinite=True),
-    'elements, in flight': def_jax.error_feedback(def_jax.random_k(3), 'workers', overlap=True),
-    'scaled': def_jax.error_feedback(def_jax.scaled(0.5), 'workers', outer=NESTEROV),
+    'elements, in flight': def_jax.error_feedback(def_jax.baselines.random_k(3), 'workers', overlap=True),
+    'scaled': def_jax.error_feedback(def_jax.baselines.scaled(0.5), 'workers', outer=NESTEROV),
     'def_sgd': def_jax.def_sgd(0.1, 64, 'workers'),
 }
 COMPOSED = {
@@ -127,19 +128,19 @@ COMPOSED = {
 
 
 def method_optimizer(name):
-    method = def_jax.METHODS[name]
+    method = METHODS[name]
     chosen = {'ratio': 2, 'chunk': 4, 'freeze_after': 2} | ({'every': 2} if name == 'sparse_loco' else {})
     options = {option: value for option, value in chosen.items() if option in method.options}
     return method.optimizer(optax.identity(), SGD, 'workers', method.compressor(2), **options)
 
 
-LINKED = {name: method_optimizer(name) for name, method in def_jax.METHODS.items() if method.link is not None}
+LINKED = {name: method_optimizer(name) for name, method in METHODS.items() if method.link is not None}
 
 
 def with_point(name):
     """An optimizer, and the gradient that it is given."""
     if name in LINKED:
-        return LINKED[name], outside if def_jax.METHODS[name].kind == 'error_feedback' else at_own_params
+        return LINKED[name], outside if METHODS[name].kind == 'error_feedback' else at_own_params
     return (OPTIMIZERS | COMPOSED)[name], outside
 
 

@@ -15,6 +15,7 @@ from trainer.configuration import factories_to_find
 
 import def_jax
 from def_jax import presets
+from def_jax.baselines import METHODS
 from def_jax.trainer import experiment
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.parts import Factory, complete, make_optimizer
@@ -168,7 +169,7 @@ def assert_same_updates(*optimizers):
 )
 def test_def_q_is_the_preset_in_bytes_at_the_rate_that_the_user_has(preset, changes, options):
     changes |= {'optimizer': 'adamw'} if preset is def_jax.def_adamw else {}
-    assert {'bits': 2, 'detach': 'auto'}.items() <= def_jax.METHODS['def_q'].options.items()  # anywhere
+    assert {'bits': 2, 'detach': 'auto'}.items() <= METHODS['def_q'].options.items()  # anywhere
     config = changed(method='def_q', weight_decay=DECAY, **changes)
     expected = preset(RATE, 64, 'workers', weight_decay=DECAY, **options)
     made = (make_optimizer(each, RATE, 'workers') for each in (config, complete(config)))

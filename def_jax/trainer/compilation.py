@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from def_jax.tools.communication import summary
+from def_jax.tools.programs import summary
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import command_line
 

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import def_jax
-from def_jax.tools.plan import Plan, measure, methods, parse_bandwidth
-from def_jax.tools.plan.devices import DEVICES
-from def_jax.tools.plan.program import main
+from def_jax.tools.planner import Plan, comparison, measure, parse_bandwidth
+from def_jax.tools.planner.devices import DEVICES
+from def_jax.tools.planner.program import main
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,7 +37,7 @@ def test_a_step_has_its_share_of_evaluations_and_of_the_final_output():
 
 
 def seconds_of(plan):
-    return [method.seconds for method in methods.compare(plan, local_steps=50)]
+    return [method.seconds for method in comparison.compare(plan, local_steps=50)]
 
 
 def test_the_methods_by_hand():
@@ -51,7 +51,7 @@ def test_the_methods_by_hand():
     assert powersgd == pytest.approx(SLOW.step_time + SLOW.all_reduce(SLOW.params / 64))
     late = dataclasses.replace(SLOW, latency=1e-3)
     assert seconds_of(late)[6] - powersgd == pytest.approx(2 * 2 * 63 * 1e-3)
-    sent = [method.sent for method in methods.compare(SLOW)]
+    sent = [method.sent for method in comparison.compare(SLOW)]
     assert sent == pytest.approx([2 * 63 / 64 * 4 * 25.6e6 / n for n in (1, 16, 64, 256, 50, 400, 64)])
 
 
@@ -82,14 +82,14 @@ def test_the_methods_by_hand():
     ],
 )
 def test_the_advice(plan, words):
-    assert re.match(f'[^$]*{words}', methods.advice(plan, methods.compare(plan)))
+    assert re.match(f'[^$]*{words}', comparison.advice(plan, comparison.compare(plan)))
 
 
-@pytest.mark.parametrize('optimizer', methods.OPTIMIZERS)
+@pytest.mark.parametrize('optimizer', comparison.OPTIMIZERS)
 @pytest.mark.parametrize('in_flight', [True, False])
 def test_every_line_to_paste_makes_an_optimizer(optimizer, in_flight):
     other = {'sgd': 'adamw', 'adamw': 'sgd'}[optimizer]
-    for method in methods.compare(dataclasses.replace(SLOW, in_flight=in_flight), 64, optimizer)[1:]:
+    for method in comparison.compare(dataclasses.replace(SLOW, in_flight=in_flight), 64, optimizer)[1:]:
         names = {'rate': 0.1, 'def_jax': def_jax, 'optax': optax}
         exec(method.paste, names)
         names['optimizer'].init({'w': jnp.zeros((8, 8))})
@@ -147,7 +147,7 @@ def test_the_command_line_and_both_spellings_of_a_flag(tmp_path, capsys):
     assert main([*FLAGS, '--num-steps=10', '--evaluate_every=5', f'--output={picture}']) == 0
     plan = dataclasses.replace(SLOW, latency=50e-6, num_steps=10, evaluate_every=5, dense_bytes=2)
     output = capsys.readouterr().out
-    assert methods.table(plan, methods.compare(plan)) in output and 'hide behind one gradient' in output
+    assert comparison.table(plan, comparison.compare(plan)) in output and 'hide behind one gradient' in output
     assert picture.stat().st_size > 0
 
 
@@ -186,6 +186,7 @@ def test_a_device_bounds_the_step_and_has_a_link(capsys):
     assert main(['--device=h100', '--flops=9.894e12', '--params=85e6', '--workers=8']) == 0
     plan = Plan(params=85e6, step_time=0.01, bandwidth=3600e9, workers=8, latency=0.0)
     output = capsys.readouterr().out
-    assert methods.table(plan, methods.compare(plan)) in output and 'a bound, not a prediction' in output
+    assert comparison.table(plan, comparison.compare(plan)) in output
+    assert 'a bound, not a prediction' in output
     assert 'No advice without a measured --step-time' in output and 'Start with' not in output
     assert DEVICES['v5e'].step_time(1e9, 1e9) == pytest.approx(8 * 4e9 / 819e9)

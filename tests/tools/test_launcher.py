@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from def_jax.tools import launch
+from def_jax.tools.launcher import Launcher, main
 
 # Only in tests does the launcher share a process with devices.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -30,7 +30,7 @@ def launched(tmp_path):
         begin += f'lives = lambda who: open({str(tmp_path / "lives")!r}).read().count(who); '
         begin += 'until = lambda who, n: [time.sleep(0.05) for _ in iter(lambda: lives(who) < n, False)]; '
         command = [sys.executable, '-c', begin + program]
-        launcher = launch.Launcher(command, processes, pause=0.01, say=said.append, **options)
+        launcher = Launcher(command, processes, pause=0.01, say=said.append, **options)
         code = launcher.run(lambda: meanwhile(launcher))
         return code, (tmp_path / 'lives').read_text(), said
 
@@ -76,9 +76,9 @@ def test_pauses_double_up_to_a_limit_and_start_over_after_a_healthy_life(launche
         said = launched(dies(1, lives), **options)[2]
         return [re.search(r'again in (\S+) s', line)[1] for line in said]
 
-    monkeypatch.setattr(launch, '_LONGEST_PAUSE', 0.04)
+    monkeypatch.setattr('def_jax.tools.launcher._LONGEST_PAUSE', 0.04)
     assert pauses(6) == ['0.01', '0.02', '0.04', '0.04', '0.04']
-    monkeypatch.setattr(launch, '_HEALTHY_SECONDS', -1)  # every life is
+    monkeypatch.setattr('def_jax.tools.launcher._HEALTHY_SECONDS', -1)  # every life is
     assert pauses(9, restarts=1) == ['0.01', '0.01']
 
 
@@ -105,7 +105,7 @@ def test_a_signal_reaches_a_process_that_is_being_started(monkeypatch):
             super().__init__(*arguments, **options)
             launcher.stop(signal.SIGKILL)  # as a handler would, before the launcher knows this process
 
-    launcher = launch.Launcher([sys.executable, '-c', 'import time; time.sleep(100)'], 1)
+    launcher = Launcher([sys.executable, '-c', 'import time; time.sleep(100)'], 1)
     monkeypatch.setattr(subprocess, 'Popen', Popen)
     assert launcher.run() == 128 + signal.SIGKILL
 
@@ -125,7 +125,7 @@ def test_a_signal_ends_the_pause_before_a_start(monkeypatch, who):
             launcher.stop(signal.SIGTERM)
 
     code = f'import os, sys, time; os.environ["JAX_PROCESS_ID"] == "{who}" and sys.exit(1); time.sleep(100)'
-    launcher = launch.Launcher([sys.executable, '-c', code], 2, pause=0.0, say=say)
+    launcher = Launcher([sys.executable, '-c', code], 2, pause=0.0, say=say)
     monkeypatch.setattr(subprocess, 'Popen', Popen)
     assert launcher.run() == 128 + signal.SIGTERM
     assert [line.split()[0] for line in said] == ['process', 'SIGTERM'] and len(started) == 2
@@ -137,7 +137,7 @@ def test_a_run_goes_on_where_the_terminal_is_gone(monkeypatch):
             raise OSError('Broken pipe')
 
     monkeypatch.setattr(sys, 'stderr', Gone())
-    assert launch.Launcher([sys.executable, '-c', 'import sys; sys.exit(1)'], 1, restarts=0).run() == 1
+    assert Launcher([sys.executable, '-c', 'import sys; sys.exit(1)'], 1, restarts=0).run() == 1
 
 
 def test_nothing_is_started_again_once_process_0_has_ended(launched):
@@ -172,7 +172,7 @@ def test_a_process_that_cannot_be_started_again_for_a_while_harms_no_other(tmp_p
             ends.touch()
 
     lives.touch()
-    launcher = launch.Launcher([str(program)], 3, pause=0.3, say=said.append)
+    launcher = Launcher([str(program)], 3, pause=0.3, say=said.append)
     assert launcher.run(meanwhile) == 0
     counts = [lives.read_text().count(process) for process in '012']
     assert counts[who] == 2 and min(counts) >= 1 and (who == 0 or counts[2] == 1)
@@ -180,9 +180,9 @@ def test_a_process_that_cannot_be_started_again_for_a_while_harms_no_other(tmp_p
 
 
 def test_what_cannot_be_started_at_all_is_refused(tmp_path, capsys):
-    assert launch.main(['--processes=2', '--', 'true']) == 0
+    assert main(['--processes=2', '--', 'true']) == 0
     for *flags, named in (['no-such-program'], [f'--log={tmp_path}/missing/log', 'true']):
-        assert launch.main(['--processes=2', *flags, named]) == 2
+        assert main(['--processes=2', *flags, named]) == 2
         missing = 'missing/log-0.log' if flags else named
         said = capsys.readouterr().err
         assert re.fullmatch(rf"launch: a process could not be started \(.*{re.escape(missing)}'\)\.\n", said)
@@ -191,7 +191,7 @@ def test_what_cannot_be_started_at_all_is_refused(tmp_path, capsys):
 def test_all_processes_share_a_secret(tmp_path, monkeypatch):
     def told():
         code = f'import os; open({str(tmp_path / "told")!r}, "a").write(os.environ["DEF_JAX_SECRET"] + "\\n")'
-        assert launch.Launcher([sys.executable, '-c', code], 2).run() == 0
+        assert Launcher([sys.executable, '-c', code], 2).run() == 0
         return (tmp_path / 'told').read_text().split()
 
     first = told()
@@ -204,5 +204,5 @@ def test_all_processes_share_a_secret(tmp_path, monkeypatch):
 @pytest.mark.parametrize('arguments', [['--processes=0', 'x'], ['--processes=2'], ['x']])
 def test_a_wrong_command_line_is_refused(arguments, capsys):
     with pytest.raises(SystemExit, match='2'):
-        launch.main(arguments)
+        main(arguments)
     assert '--processes' in capsys.readouterr().err

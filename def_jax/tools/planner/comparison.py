@@ -5,9 +5,9 @@ from typing import Literal, NamedTuple
 
 from def_jax.ground.arguments import check_choice, check_integer
 from def_jax.tools import markdown
-from def_jax.tools.plan import Plan
+from def_jax.tools.planner import Plan
 
-__all__ = ['OPTIMIZERS', 'Method', 'advice', 'compare', 'table']
+__all__ = ['OPTIMIZERS', 'Prediction', 'advice', 'compare', 'table']
 
 OPTIMIZERS = {'sgd': 'momentum SGD', 'adamw': 'AdamW'}
 COMPRESSIONS = (16, 64, 256)  # of DEF-Q: float32 bytes over those of a message
@@ -27,7 +27,7 @@ _DIFF = (
 _PLAIN = "take gradients at the parameters, and don't average them"
 
 
-class Method(NamedTuple):
+class Prediction(NamedTuple):
     """A method and its prediction."""
 
     family: str
@@ -44,7 +44,7 @@ class Method(NamedTuple):
 
 def compare(
     plan: Plan, local_steps: int = 50, optimizer: Literal['sgd', 'adamw'] | None = None
-) -> list[Method]:
+) -> list[Prediction]:
     """Dense training first, then DEF-Q, DiLoCo, Streaming DiLoCo and PowerSGD, as their papers have them.
 
     Args:
@@ -63,7 +63,7 @@ def compare(
     if optimizer is not None:
         check_choice('optimizer', optimizer, OPTIMIZERS)
     shown = {2: 'bfloat16', 4: 'float32'}.get(plan.dense_bytes, f'{plan.dense_bytes} bytes')
-    dense = _method(plan, 'dense', shown, plan.dense_bytes, plan.dense_step())
+    dense = _prediction(plan, 'dense', shown, plan.dense_bytes, plan.dense_step())
     return [
         dense,
         *_def_q(plan, optimizer),
@@ -72,17 +72,17 @@ def compare(
     ]
 
 
-def _def_q(plan: Plan, optimizer: str | None) -> list[Method]:
+def _def_q(plan: Plan, optimizer: str | None) -> list[Prediction]:
     more = ', overlap=True' if plan.in_flight else ''
 
-    def at(ratio: int) -> Method:
+    def at(ratio: int) -> Prediction:
         lines = _lines(optimizer, lambda name: f"def_jax.def_{name}(rate, {ratio}, 'workers'{more})")
-        return _method(plan, 'DEF-Q', f'compression {ratio}', 4 / ratio, plan.step(ratio), lines, _DIFF)
+        return _prediction(plan, 'DEF-Q', f'compression {ratio}', 4 / ratio, plan.step(ratio), lines, _DIFF)
 
     return [at(ratio) for ratio in COMPRESSIONS]
 
 
-def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Method]:
+def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Prediction]:
     """DiLoCo in float32, and Streaming DiLoCo, whose messages travel in 4 bits while workers compute."""
     outer = 'optax.sgd(0.7, momentum=0.9, nesterov=True)'
     seconds = plan.all_reduce(plan.params) / local_steps
@@ -103,19 +103,19 @@ def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Method]:
     setting = f'H = {local_steps}'
     hidden = f'{setting}, 4 bits, hidden'
     return [
-        _method(plan, 'DiLoCo', setting, 4 / local_steps, plan.step_time + seconds, averaged, _DIFF),
-        _method(plan, 'Streaming DiLoCo', hidden, 0.5 / local_steps, streaming, streamed, _DIFF),
+        _prediction(plan, 'DiLoCo', setting, 4 / local_steps, plan.step_time + seconds, averaged, _DIFF),
+        _prediction(plan, 'Streaming DiLoCo', hidden, 0.5 / local_steps, streaming, streamed, _DIFF),
     ]
 
 
-def _powersgd(plan: Plan, optimizer: str | None) -> Method:
+def _powersgd(plan: Plan, optimizer: str | None) -> Prediction:
     """Two all-reduces, one after the other; what it computes is left out."""
     ratio = 64
     seconds = plan.step_time + 2 * plan.all_reduce(plan.params / ratio / 2)
     setting = f'the size of DEF-Q at {ratio} (not with FSDP inside a worker)'
     link = f"def_jax.baselines.powersgd({ratio}, 'workers')"
     lines = _lines(optimizer, lambda name: f'optax.chain({link}, {_optax(name)})')
-    return _method(plan, 'PowerSGD', setting, 4 / ratio, seconds, lines, _PLAIN)
+    return _prediction(plan, 'PowerSGD', setting, 4 / ratio, seconds, lines, _PLAIN)
 
 
 def _optax(optimizer: str) -> str:
@@ -129,15 +129,15 @@ def _lines(optimizer: str | None, made: Callable[[str], str]) -> str:
     return '\n    '.join(f'optimizer = {made(name)}  # for {title}' for name, title in OPTIMIZERS.items())
 
 
-def _method(
+def _prediction(
     plan: Plan, family: str, setting: str, width: float, seconds: float, paste: str = '', then: str = ''
-) -> Method:
+) -> Prediction:
     """`width`: bytes that an all-reduce of a step takes for each parameter, on average."""
     sent = 2 * (plan.workers - 1) / plan.workers * width * plan.params
-    return Method(family, setting, sent, seconds, paste, then)
+    return Prediction(family, setting, sent, seconds, paste, then)
 
 
-def table(plan: Plan, methods: Sequence[Method]) -> str:
+def table(plan: Plan, methods: Sequence[Prediction]) -> str:
     """The comparison as a Markdown table."""
     rows = [['', 'MB sent a step', 'step, ms', 'communication, ms', 'times as fast']]
     for each in methods:
@@ -149,7 +149,7 @@ def table(plan: Plan, methods: Sequence[Method]) -> str:
     return markdown.table(rows)
 
 
-def advice(plan: Plan, methods: Sequence[Method]) -> str:
+def advice(plan: Plan, methods: Sequence[Prediction]) -> str:
     """The method to start with, why, and the line to paste.
 
     Dense training wherever nothing is clearly faster. Otherwise the first in the table that is nearly as fast
@@ -196,11 +196,11 @@ def advice(plan: Plan, methods: Sequence[Method]) -> str:
     return f'{told}\nThese are times, not accuracies: compare both on your model.'
 
 
-def _faster(method: Method, dense: Method) -> str:
+def _faster(method: Prediction, dense: Prediction) -> str:
     return f'{dense.seconds / method.seconds:.2f} times as fast as {dense.name}'
 
 
-def _nearly(methods: Sequence[Method]) -> list[Method]:
+def _nearly(methods: Sequence[Prediction]) -> list[Prediction]:
     """Those that are nearly as fast as the fastest, in order."""
     fastest = min(method.seconds for method in methods)
     return [method for method in methods if _NEAR * method.seconds <= fastest]

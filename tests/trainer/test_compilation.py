@@ -4,7 +4,7 @@ import pytest
 import training_fixtures as fixtures
 
 from def_jax.traffic.hlo import collectives
-from def_jax.trainer import communication, experiment
+from def_jax.trainer import compilation, experiment
 
 
 def sent_by(program, run):
@@ -23,7 +23,7 @@ def sent_by(program, run):
 )
 def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, changes, bits, dense, mean_residual):
     run, message = experiment.build(fixtures.tiny_config(data_dir, **changes)), fixtures.MESSAGE_SIZE
-    programs = list(communication.programs(run))
+    programs = list(compilation.programs(run))
     assert [program.executions for program in programs[:2]] == [fixtures.NUM_STEPS, 4]
     train_step, outputs, test_sums = (sent_by(program, run) for program in programs)
     assert {collective.operation for collective in train_step} == {'all-reduce'}
@@ -40,7 +40,7 @@ def test_a_message_in_few_bits_is_what_the_two_halves_of_an_all_reduce_carry(dat
     """Scattered in chunks with their units, and gathered; a network of 75 k parameters at 64."""
     config = fixtures.tiny_config(data_dir, method='def_q', ratio=64, model='resnet8', model_options={})
     run = experiment.build(config)
-    step = sent_by(next(communication.programs(run)), run)
+    step = sent_by(next(compilation.programs(run)), run)
     halves = {collective.operation: collective.bytes for collective in step}
     assert halves.keys() == {'all-to-all', 'all-gather'}
     sent = run.communication
@@ -52,7 +52,7 @@ def test_a_message_in_few_bits_is_what_the_two_halves_of_an_all_reduce_carry(dat
 def test_evaluations_have_programs_of_their_own(data_dir):
     changes = dict(method='psync', recalibrate_batches=2, evaluate_train_examples=10)
     run = experiment.build(fixtures.tiny_config(data_dir, **changes))
-    executions = {name: count for name, _, count in communication.programs(run)}
+    executions = {name: count for name, _, count in compilation.programs(run)}
     of_all = 4 * (2 + fixtures.NUM_WORKERS)  # evaluations of x, y, and each worker's own
     assert executions["a worker's own parameters"] == 4 * fixtures.NUM_WORKERS
     assert executions['batch statistics'] == 2 * of_all

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from def_jax.tools.communication import main, summary
+from def_jax.tools.programs import main, summary
 from def_jax.traffic import Message
 from def_jax.traffic.crossing import check_crossing
 from def_jax.traffic.hlo import Collective, collectives

@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 
 import jax
 
-from def_jax.tools import plan as plan_lib
+from def_jax.tools import planner
 from def_jax.tools.extras import needs_training
-from def_jax.tools.plan import measure, methods
-from def_jax.tools.plan.devices import DEVICES, Device, get_device
+from def_jax.tools.planner import comparison, measure
+from def_jax.tools.planner.devices import DEVICES, Device, get_device
 
 _HELP = {
     'params': 'number of model parameters, e.g. 25.6e6',
@@ -60,17 +60,17 @@ def main(argv: list[str] | None = None) -> int:
         if device is not None:
             _bound(values, device, flops)
         if values['latency'] is None:
-            values['latency'] = plan_lib.Plan.latency
+            values['latency'] = planner.Plan.latency
         if missing := [f'--{field.replace("_", "-")}' for field in values if values[field] is None]:
             parser.error(f'the following arguments are required: {", ".join(missing)}')
-        bandwidth = plan_lib.parse_bandwidth(values['bandwidth'])
-        plan = plan_lib.Plan(**values | {'bandwidth': bandwidth})
-        found = methods.compare(plan, local_steps, optimizer)
+        bandwidth = planner.parse_bandwidth(values['bandwidth'])
+        plan = planner.Plan(**values | {'bandwidth': bandwidth})
+        found = comparison.compare(plan, local_steps, optimizer)
         if output and os.path.isdir(output):  # matplotlib would write a file named '.png' there
             raise ValueError(f'{output=} is a folder; name a file, such as plan.png.')
         if output:
             with needs_training('plan'):
-                plan_lib.draw(plan, output)
+                planner.draw(plan, output)
     except (ValueError, OSError, RuntimeError) as error:  # the last is JAX's, of a network
         parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
     if link is not None and jax.process_index() > 0:
@@ -89,19 +89,19 @@ def main(argv: list[str] | None = None) -> int:
         )
         told = 'No advice without a measured --step-time: at its peak, a device makes any network look slow.'
     else:
-        told = methods.advice(plan, found)
-    print(methods.table(plan, found), '', _HIDDEN, '', told, sep='\n')
+        told = comparison.advice(plan, found)
+    print(comparison.table(plan, found), '', _HIDDEN, '', told, sep='\n')
     return 0
 
 
 def _parser() -> _Parser:
     parser = _Parser(
         prog='python -m def_jax.plan',
-        description=plan_lib.__doc__,
+        description=planner.__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for field in dataclasses.fields(plan_lib.Plan):
+    for field in dataclasses.fields(planner.Plan):
         names = _spellings(field.name)
         if field.type is bool:
             parser.add_argument(*names, action='store_true', help=_HELP[field.name])
@@ -120,7 +120,9 @@ def _parser() -> _Parser:
         help='H of DiLoCo, steps between averages (default: 50)',
     )
     parser.add_argument(
-        '--optimizer', choices=list(methods.OPTIMIZERS), help='what you train with; by default both are shown'
+        '--optimizer',
+        choices=list(comparison.OPTIMIZERS),
+        help='what you train with; by default both are shown',
     )
     parser.add_argument('--output', help='PNG file for a plot of the speed-up')
     parser.add_argument(
