@@ -38,7 +38,7 @@ def _transformer(compression: int, *contenders: Contender) -> Setting:
         name=f'transformer, 33 k, 1/{compression}',
         problem='text',
         where={'size': '33k'},
-        contenders=[*contenders, adamw(0.8, 0.95, 0.025)],
+        contenders=[*contenders, *(adamw(*each, 0.025) for each in ((0.8, 0.95), (0.9, 0.95)))],
         tuning_seeds=range(100, 103),
         seeds=range(1000, 1010),
         margin=0.01,

@@ -49,6 +49,7 @@ def table(found: Sequence[Row]) -> str:
     head = [
         'problem',
         'method',
+        'bytes',
         'rate (share in %)',
         'seeds',
         'test, at the first rate',
@@ -68,6 +69,7 @@ def _line(row: Row) -> Iterator[str]:
     shares = statistics.shares(cell.side.tried)
     yield setting.name
     yield cell.contender.title
+    yield cell.bytes
     yield ', '.join(
         f'{setting.rate(cell.contender, k):.3g}'
         + (' at the edge' if cell.at_the_edge(k) else '')

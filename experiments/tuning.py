@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from def_jax.baselines.methods import get_method
-from experiments import problems, statistics
+from experiments import problems, statistics, wire
 from experiments.spec import Record, Spec
 from experiments.statistics import Side
 
@@ -113,6 +113,17 @@ class Cell(NamedTuple):
     def at_the_edge(self, k: int) -> bool:
         """Whether a rate is the least or greatest of several that were tried."""
         return len(self.side.tried) > 1 and k in (min(self.side.tried), max(self.side.tried))
+
+    @property
+    def spec(self) -> Spec:
+        """One of the runs that are reported."""
+        return self.setting.spec(self.contender, self.side.chosen, self.setting.seeds[0])
+
+    @property
+    def bytes(self) -> str:
+        """What its programs send of a float32 all-reduce, e.g. '1/62.4'; empty if that is not on file."""
+        found = wire.known(self.spec)
+        return '' if found is None else '1' if found == 1 else f'1/{found:.3g}'
 
     @property
     def headline(self) -> str:

@@ -27,6 +27,17 @@ class Message(NamedTuple):
     operation: Operation
     bytes: int
 
+    def as_all_reduce(self, num_workers: int) -> float:
+        """Bytes of the all-reduce that passes as many over a worker's link, where all go around in rings.
+
+        >>> Message('all-gather', 100).as_all_reduce(8)  # seven times, and an all-reduce almost twice
+        400.0
+        """
+        if self.operation == 'all-reduce':
+            return self.bytes
+        passed = {'all-gather': num_workers - 1, 'collective-permute': 1}
+        return self.bytes * passed.get(self.operation, 1 - 1 / num_workers) / (2 - 2 / num_workers)
+
 
 class Traffic(NamedTuple):
     """The messages of one update."""
@@ -41,12 +52,18 @@ class Traffic(NamedTuple):
 
 
 def traffic(
-    optimizer: optax.GradientTransformation, params: PyTree, axis_name: AxisName, num_workers: int = 2
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    axis_name: AxisName,
+    num_workers: int = 2,
+    *,
+    first_only: bool = False,
 ) -> Traffic:
     """The messages of one update, traced for K workers along the first axis; nothing is computed.
 
     Only the length of integer messages depends on K. Messages of nested conditionals count as sent in the
-    outer one's branch.
+    outer one's branch. An exchange of integers runs once along every axis, and counts once for each, unless
+    only the first counts.
 
     >>> import jax.numpy as jnp, def_jax
     >>> traffic(def_jax.baselines.top_k(8, 'workers'), jnp.zeros(64), 'workers').always
@@ -59,7 +76,8 @@ def traffic(
 
     names = axis_names(axis_name)
     axes = [(name, 1 if place else num_workers) for place, name in enumerate(names)]
-    return traffic_of(jax.make_jaxpr(update, axis_env=axes)(params).jaxpr, axis_name)
+    counted = names[:1] if first_only else names
+    return traffic_of(jax.make_jaxpr(update, axis_env=axes)(params).jaxpr, counted)
 
 
 def traffic_of(program: Any, axis_name: AxisName) -> Traffic:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import __main__, numbers, pages, runner
-from experiments.spec import Records
+from experiments import __main__, numbers, pages, runner, wire
+from experiments.spec import Records, Spec
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / 'results'
@@ -25,6 +25,29 @@ def test_a_page_of_results_follows_from_its_records(name, tmp_path):
     for page in (RESULTS / name).glob('*.md'):
         assert page.read_text() == (tmp_path / page.name).read_text()
     assert (tmp_path / 'differences.png').stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ('workers', 'compression', 'scattered', 'gathered'),
+    [(8, 256, 208, 34), (64, 256, 512, 16), (8, 1024, 112, 22)],
+)
+def test_the_bytes_on_pages_are_those_of_the_programs(workers, compression, scattered, gathered):
+    """A small perceptron's: with many workers, the units of its tensors outweigh its numbers."""
+    where = {'width': 64} | ({'workers': workers} if (workers, compression) != (8, 256) else {})
+    spec = Spec('digits', 'def_q', 0.1, 0, where, {'ratio': compression, 'bits': 2})
+    dense = 4 * (64 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10)
+    expected = dense / round(scattered / 2 + gathered * workers / 2)
+    assert wire.measured(spec) == pytest.approx(expected) and wire.known(spec) == pytest.approx(
+        expected, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize('name', WITH_RECORDS)
+def test_every_row_of_a_page_says_what_it_sends(name):
+    page = (RESULTS / name / 'README.md').read_text()
+    settings = importlib.import_module(f'experiments.{name}').SETTINGS
+    for row in pages.rows(runner.finished(settings, Records(RESULTS / name / 'runs.jsonl'))):
+        assert f'| {row.cell.contender.title} | 1' in page
 
 
 def test_no_number_of_the_project_is_stale(capsys):
@@ -124,7 +147,7 @@ def test_a_stale_number_is_found_and_filled(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('address', 'words'),
     [
-        ('a; b; c', 'must name an experiment, a setting, a method and one of result, difference'),
+        ('a; b; c', 'must name an experiment, a setting, a method and one of result, bytes, difference'),
         ('table4; digits; λ = 1; difference', 'names no setting of table4: digits, DEF, ratio 64'),
         ('table4; digits, DEF, ratio 64; SGD; result', 'names no method of digits, DEF, ratio 64: λ = 0'),
     ],
