@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from def_jax.tools import markdown, pictures
-from experiments import numbers, runner, statistics
+from experiments import methods, numbers, runner, statistics
 from experiments.spec import Record, Records
 from experiments.statistics import Difference
 from experiments.tuning import Cell, Setting
@@ -104,6 +104,17 @@ def _absent(found: Sequence[Row]) -> str:
     return f'\n\nWithout a row, as runs are missing: {"; ".join(absent)}.' if absent else ''
 
 
+def _earlier(found: Sequence[Row]) -> str:
+    """A paragraph where all rows in few bits are of an earlier revision, which no title says."""
+    specs = [row.cell.spec for row in found]
+    if any(spec.revision for spec in specs) or not any(map(methods.in_few_bits, specs)):
+        return ''
+    return (
+        "\n\nRows in few bits ran before a worker's own chunk stayed exact "
+        '([what that brings](../own_chunk/README.md)).'
+    )
+
+
 def draw(found: Sequence[Row], path: Path) -> None:
     """Differences with their intervals, a panel for each setting; the margin is dashed.
 
@@ -166,7 +177,7 @@ def write_experiment(settings: Sequence[Setting], text: str, folder: Path) -> No
             f'Run `python -m experiments run {folder.name} --results={folder.parent}`.'
         )
     draw(found, folder / 'differences.png')
-    text = text.format(table=table(found) + _absent(found), origins=origins(list(records)))
+    text = text.format(table=table(found) + _absent(found) + _earlier(found), origins=origins(list(records)))
     write(folder / 'README.md', numbers.filled(text, lambda name: (settings, found)))
 
 

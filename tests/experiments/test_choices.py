@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import __main__, few_bits, pages, runner, spec, statistics, tuning
+from experiments import __main__, few_bits, methods, pages, runner, spec, statistics, tuning
 from experiments.spec import Record, Records, Spec
 from experiments.statistics import Side
 from experiments.tuning import Contender, Setting
@@ -132,6 +132,29 @@ def test_every_likely_rate_gets_fresh_seeds_that_choose_nothing(tmp_path, monkey
         assert (record.spec.evaluate_on == 'validation') == (record.spec.seed >= 100)
     with pytest.raises(ValueError, match=r'share \[3\]'):
         Setting('', 'digits', {}, [], tuning_seeds=[3], seeds=[3], margin=0)
+
+
+def test_runs_of_another_arithmetic_are_not_those_of_the_library_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setitem(runner.EXECUTORS, 'lanes', toy)
+    sgd, old = SETTING.contenders[0], Contender('DEF-Q', 'def_q', {'ratio': 64, 'bits': 2}, 0.1)
+    new, records = old._replace(revision=methods.REVISION), Records(tmp_path / 'runs.jsonl')
+    get = runner.Runner(records, ORIGIN)
+    for contender, words in (
+        (old, "of revision 'own chunk exact'"),
+        (sgd._replace(revision='x'), "of revision ''"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tuning.cell(SETTING, contender, get)
+    setting = dataclasses.replace(SETTING, contenders=[sgd, new])
+    runner.train([setting], get)
+    pages.write_experiment([setting], '{table}{origins}', tmp_path)
+    assert 'before' not in (tmp_path / 'README.md').read_text()
+    for record in [each for each in records if each.spec.revision]:
+        records.add(dataclasses.replace(record, spec=dataclasses.replace(record.spec, revision='')))
+    pages.write_experiment(
+        [dataclasses.replace(SETTING, contenders=[sgd, old])], '{table}{origins}', tmp_path
+    )
+    assert "ran before a worker's own chunk stayed exact" in (tmp_path / 'README.md').read_text()
 
 
 # --- Records ---
