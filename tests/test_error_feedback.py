@@ -195,12 +195,12 @@ def test_a_state_of_other_options():
 
     (momentum, _), (_, without) = (made(outer=optax.sgd(0.3, momentum=m)) for m in (0.8, None))
     (auto, state), (plain, bare) = made(detach='auto'), made()
-    stacked = state._replace(extra={'energy': (jnp.ones(3), jnp.ones(3))})
+    stacked = state._replace(energy=(jnp.ones(3), jnp.ones(3)))
     for link, other, message in (
-        (auto, bare, r"'energy'\]\[0\] is missing, but must be \(\)\. .* made with other options"),
-        (plain, state, r"'energy'\]\[0\] is \(\), but must be missing"),
-        (auto, stacked, r"'energy'\]\[0\] is \(3,\), but must be \(\)"),
-        (momentum, without, r"'outer'\].*trace\['w'\] is missing, but must be \(2, 3\)"),
+        (auto, bare, r'energy\[0\] is missing, but must be \(\)\. .* made with other options'),
+        (plain, state, r'energy\[0\] is \(\), but must be missing'),
+        (auto, stacked, r'energy\[0\] is \(3,\), but must be \(\)'),
+        (momentum, without, r"outer.*trace\['w'\] is missing, but must be \(2, 3\)"),
     ):
-        with pytest.raises(ValueError, match=r'state.extra\[' + message):
+        with pytest.raises(ValueError, match=r'state\.' + message):
             jax.eval_shape(link.update, params, other)

@@ -12,7 +12,7 @@ import pytest
 
 import def_jax
 from def_jax import baselines, diagnostics
-from def_jax.compressors import shared_key
+from def_jax.ground.random import shared_key
 
 BLOCK = def_jax.random_block(4)
 PARAMS = {'w': jnp.ones((4, 8)), 'b': jnp.ones(3)}

@@ -50,6 +50,6 @@ def scaled(delta: float) -> Compressor:
             placed = [(x + (m.reshape(x.shape) - delta * x)).astype(x.dtype) for x, m in parts]
             return jax.tree.unflatten(treedef, placed)
 
-        return Selection(take, replace, delta)
+        return Selection(take, replace)
 
-    return Compressor(select, parts)
+    return Compressor(select, parts, scales=True)

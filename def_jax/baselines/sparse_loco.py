@@ -39,12 +39,12 @@ class SparseLoCoState(ErrorFeedbackState):
 
     @property
     def error(self) -> ResidualState:
-        """What worker k's messages have left out, in `extra`."""
-        return self.extra['error']
+        """What worker k's messages have left out: its decay stands for the outer momentum."""
+        return self.outer
 
     @property
     def per_worker(self) -> tuple[str, ...]:
-        return (*super().per_worker, 'error')
+        return (*super().per_worker, 'outer')
 
 
 def sparse_loco(
@@ -105,10 +105,10 @@ def sparse_loco(
     accumulate = error_feedback(identity(), None, detach=1.0)  # its state alone: nothing is sent
 
     def init(params):
-        started = accumulate.init(params)._replace(extra={'error': messages.init(params)})
+        started = accumulate.init(params)._replace(outer=messages.init(params))
         return SparseLoCoState(*started)
 
-    def step(updates, state):
+    def step(updates, state, _):
         moved = jax.tree.map(jnp.add, state.residual, float32_updates(updates, state.residual))
 
         def send(moved, error):
@@ -121,7 +121,7 @@ def sparse_loco(
         count = state.step + 1
         due = functools.partial(lax.cond, count % every == 0, send, wait) if every > 1 else send
         update, residual, error = due(moved, state.error)
-        return update, state._replace(step=count, residual=residual, extra={'error': error})
+        return update, state._replace(step=count, residual=residual, outer=error)
 
     return wrapped(inner, init, step, axis_name, SparseLoCoState)
 

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from def_jax.ground.types import PyTree
 from def_jax.wires.layouts import Layout
@@ -26,7 +24,6 @@ class Selection(NamedTuple):
     take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [M]
     # tree x, message -> x - C(x) + the message at its place
     replace: Callable[[PyTree, jax.Array], PyTree]
-    scale: float = 1.0  # what `take` multiplies the coordinates by
 
     def place(self, message: jax.Array, like: PyTree) -> PyTree:
         """The message at its place in zeros of `like`'s shapes and dtypes."""
@@ -50,6 +47,7 @@ class Compressor:
     # The residual's mean squared age and mean age, as shares of those of the block that is sent; those of
     # independent draws. See `orders.AGE_SHARES`.
     age_shares: tuple[float, float] = (1.0, 1.0)
+    scales: bool = False  # whether coordinates are sent otherwise than as they are
 
     def __call__(
         self, key: jax.Array, step: jax.Array, like: PyTree, layout: Layout | None = None
@@ -88,51 +86,6 @@ def check_indexable(tensors: Iterable[tuple[tuple[int, ...], int]]) -> None:
                 f'a tensor of {shape=} has {blocks} blocks or elements to choose from; there must be fewer '
                 'than 2**31, and of an axis fewer than 2**32. Choose a smaller ratio, or split the tensor.'
             )
-
-
-# The generator is named and not JAX's default: under vmap the 'rbg' generators draw other numbers for each
-# entry of the batch, so that workers with equal keys would choose different blocks.
-_GENERATOR = 'threefry2x32'
-
-
-def shared_key(seed: int | jax.Array) -> jax.Array:
-    """The key, uint32 [2], that every worker makes from the same seed."""
-    return jax.random.key_data(jax.random.key(seed, impl=_GENERATOR))
-
-
-def typed_key(key: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(key, impl=_GENERATOR)
-
-
-def draw(key: jax.Array, path: Sequence[Any], counts: jax.Array, index: Any = 0) -> jax.Array:
-    """Element `index` of `jax.random.randint` below each count, uint32, of a key into which `path` is folded.
-
-    Splitting the key and making its bits are folds, too, so a single loop computes all, and XLA compiles one
-    threefry.
-    """
-    half = np.arange(2, dtype=np.uint32).reshape(2, *[1] * max(map(np.ndim, [*path, counts, index])))
-    high, low = words(fold(key, [*path, half, index], counts.shape))
-    counts = jnp.broadcast_to(counts, low.shape)  # users may have forbidden to promote ranks
-    wrapped = jnp.uint32(2**16) % counts
-    wrapped = wrapped * wrapped % counts
-    return (high % counts * wrapped + low % counts) % counts
-
-
-def fold(key: jax.Array, path: Sequence[Any], shape: Sequence[int] = ()) -> jax.Array:
-    """Typed keys: all of `path`, uint32, folded into the key one after the other, broadcast."""
-    shape = jnp.broadcast_shapes(key.shape, shape, *map(jnp.shape, path))
-    rows = jnp.stack([jnp.broadcast_to(jnp.asarray(data, jnp.uint32), shape).reshape(-1) for data in path])
-    fold_in = jax.vmap(jax.random.fold_in)
-    keys, _ = lax.scan(
-        lambda keys, data: (fold_in(keys, data), None), jnp.broadcast_to(key, shape).reshape(-1), rows
-    )
-    return keys.reshape(shape)
-
-
-def words(keys: jax.Array) -> jax.Array:
-    """The 32 random bits of a key, as threefry makes them of two words."""
-    pair = jax.random.key_data(keys)
-    return pair[..., 0] ^ pair[..., 1]
 
 
 def message_size(compressor: Compressor, params: PyTree) -> int:

@@ -13,6 +13,7 @@ from jax import lax
 
 from def_jax.compressors import base, orders
 from def_jax.compressors.base import Compressor, Part, Selection
+from def_jax.ground import random
 from def_jax.ground.barriers import in_memory, part_places, read_after
 from def_jax.wires.layouts import Layout
 
@@ -142,11 +143,11 @@ def _draw_places(
 
     grids, shapes = [block.grid for block in blocks], [block.shape for block in blocks]
     counts = jnp.array([block.num_tiles for block in blocks], jnp.uint32)
-    leaves, typed = jnp.arange(len(blocks), dtype=jnp.uint32), base.typed_key(key)
+    leaves, words = jnp.arange(len(blocks), dtype=jnp.uint32), (key[0], key[1])
     if order == 'random':
-        drawn = base.draw(typed, [step, leaves], counts)
+        drawn = random.draw(words, [step, leaves], counts)
     else:
-        drawn = orders.place_in_round(order, typed, step, leaves, counts)
+        drawn = orders.place_in_round(order, words, step, leaves, counts)
     below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
     first = drawn[:, None] // below % table(grids) * table(shapes)
     row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)

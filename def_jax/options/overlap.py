@@ -27,7 +27,9 @@ from def_jax.options import Options, pend, send, skipping
 from def_jax.state.link import Shards
 
 
-def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:
+def overlapped(
+    options: Options, shards: Shards, updates: PyTree, state: Any, params: PyTree
+) -> tuple[PyTree, Any]:
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
     last = state._replace(step=state.step - 1)  # at first, a message of zeros
     selection = options.select(last)
@@ -46,16 +48,18 @@ def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) ->
     def arrive(sent, mean):
         return mean if branches else _late(computed, sent, mean)
 
-    mean, after = send(options, shards, selection, block, updates, last, arrive)
+    reply = send(options, shards, selection, block, updates, last, arrive)
     if options.skip_nonfinite:  # the next message tells the other workers
         finite = shards.all(skipping.all_finite(updates))
         updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
-        after = after._replace(extra=after.extra | {'left_out': ~finite})
+        state = state._replace(left_out=~finite)
+    mean, rest = options.settle(selection, updates, params, reply)
     # and what is added to the next block is another array than what the message reports on.
-    rest = lax.optimization_barrier(after.residual)
+    rest = lax.optimization_barrier(rest)
     waiting = lax.optimization_barrier(again.take(updates) + options.carry(rest))
     residual = selection.replace(pend(updates, options.carry(state.residual)), waiting)
-    after = after._replace(step=after.step + 1, residual=residual)
+    memory = reply.memory._replace(step=reply.memory.step + 1)
+    after = state._replace(residual=residual, **memory._asdict())
     # Moved before the gradient has read them, the parameters would be copied.
     arrived = _late(computed, block, mean) if branches else mean
     return selection.place(arrived, updates), options.finish(state, after)

@@ -36,6 +36,11 @@ _STATE = (
     'It is of another optimizer or of other parameters, or is not stacked over workers: pass what init '
     'returns, or restore into that structure. Of another mesh, pass it through `regroup` first.'
 )
+_CHAINED = (
+    'def_jax.spmd stands in an optax.chain: it takes gradients stacked over workers, so what precedes it '
+    'sees those of all workers at once, and a global norm is too large. Put the chain into it: '
+    'def_jax.spmd(optax.chain(optax.clip_by_global_norm(1.0), ..., link), mesh).'
+)
 _GRADS = 'Pass what value_and_grad of def_jax.spmd (or of def_jax.nnx.Optimizer) returns.'
 
 
@@ -88,17 +93,15 @@ def spmd(
     return Spmd(optimizer, mesh, param_specs, axis_name, accumulate)
 
 
-class Spmd(optax.GradientTransformationExtraArgs):
+class Spmd:
     """What `spmd` returns: an optimizer's functions on global arrays.
 
     State and gradients are *stacked over workers*: per-worker values have a leading axis of size K =
     `num_workers`, which is sharded over the workers' mesh axis. Parameters are not: they are replicated.
 
-    It is an optax transformation itself, for what takes one: `TrainState.create(tx=...)`.
+    What only calls `init` and `update`, such as Flax's `TrainState`, takes it as it is; `as_optax` is for
+    what asks for an optax transformation.
     """
-
-    def __new__(cls, *args):  # a tuple of methods, which hide its fields: it passes isinstance checks
-        return super().__new__(cls, cls.init, cls.update)
 
     def __init__(self, optimizer, mesh: Mesh, param_specs: PyTree, axis_name: Any, accumulate: int):
         optimizer = optax.with_extra_args_support(optimizer)
@@ -110,23 +113,10 @@ class Spmd(optax.GradientTransformationExtraArgs):
         self._update = jax.jit(self._update_program)
         self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
 
-    # As a tuple, it would equal all others, and its copy would be another.
-    __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__
-
-    def __deepcopy__(self, memo=None):
+    def __deepcopy__(self, memo=None):  # as of a function: the copy of a TrainState has its structure
         return self
 
     __copy__ = __deepcopy__
-
-    def __reduce_ex__(self, protocol):
-        raise TypeError('def_jax.spmd cannot be pickled: it holds a mesh. Make it again from its arguments.')
-
-    def __iter__(self):
-        raise ValueError(
-            'def_jax.spmd takes gradients stacked over workers; beside it in optax.chain, a transformation '
-            'sees those of all workers at once, and a global norm is too large. Put it into the chain: '
-            'def_jax.spmd(optax.chain(optax.clip_by_global_norm(1.0), ..., link), mesh).'
-        )
 
     @property
     def shardings(self) -> PyTree:
@@ -231,24 +221,31 @@ class Spmd(optax.GradientTransformationExtraArgs):
             grads: stacked over workers, as `value_and_grad` and `at_points` return them.
             opt_state: from `init` or the step before.
             params: the replicated parameters x.
-            extra_args: of the optimizer, the same for all workers, e.g. `value=tx.mean(losses)`.
+            extra_args: of the optimizer, the same for all workers, e.g. `value=tx.mean(losses)`; but for
+                `weight`, [K], a number for every worker, see `error_feedback`.
 
         Raises:
             ValueError: if arguments do not belong together, or an extra one is stacked.
         """
         params, opt_state = self._placed(params, opt_state)
         grads = self._fitting('grads', grads, self._abstract_grads(params), _GRADS)
+        weight = extra_args.pop('weight', None)
+        if weight is not None:
+            expected = jax.ShapeDtypeStruct((self.num_workers,), jnp.float32)
+            check_like('weight', weight, expected, 'Pass one number for every worker.')
+            weight = self._workers.place(jnp.asarray(weight), P(self.axis_name))
         check_extra_arguments(extra_args, params, self.num_workers)
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         # `Partial` is a tree without leaves.
         extra_args = {name: Partial(x) if callable(x) else x for name, x in extra_args.items()}
-        return self._update(grads, opt_state, params, extra_args)
+        return self._update(grads, opt_state, params, weight, extra_args)
 
-    def _update_program(self, grads, opt_state, params, extra_args):
+    def _update_program(self, grads, opt_state, params, weight, extra_args):
         specs, own = self._specs(params), own_leaves(self.optimizer, params)
 
-        def update(grads, opt_state, params, extra_args):
-            return self.optimizer.update(grads, opt_state, params, **extra_args)
+        def update(grads, opt_state, params, weight, extra_args):
+            weights = {} if weight is None else {'weight': weight}
+            return self.optimizer.update(grads, opt_state, params, **weights, **extra_args)
 
         def worker(grads, *others):
             arguments = in_memory(grads), *others
@@ -256,10 +253,23 @@ class Spmd(optax.GradientTransformationExtraArgs):
                 updates, opt_state = drift.agreed(update, own_in, own_out, self._workers.apart, arguments)
             return updates, in_memory(opt_state)
 
-        own_in, own_out = (True, own, False, False), (False, own)
+        own_in, own_out = (True, own, False, True, False), (False, own)
         mapped = self._workers.map(worker, own_in, own_out)
         placed = specs, self.state_specs(params)
-        return self._workers.auto(mapped, placed)(grads, opt_state, params, extra_args)
+        return self._workers.auto(mapped, placed)(grads, opt_state, params, weight, extra_args)
+
+    def as_optax(self) -> optax.GradientTransformationExtraArgs:
+        """`init` and `update` as an optax transformation, which must not be chained.
+
+        It takes gradients stacked over workers, so what precedes it in an `optax.chain` would see those of
+        all workers at once: put that into the chain that `spmd` is given.
+
+        >>> import jax, optax, def_jax
+        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), jax.make_mesh((1,), ('workers',)))
+        >>> isinstance(dist.as_optax(), optax.GradientTransformation)
+        True
+        """
+        return optax.GradientTransformationExtraArgs(self.init, self.update)
 
     def output_params(self, params: PyTree, opt_state: PyTree) -> PyTree:
         """DEF's output y, sharded like the parameters, see `def_jax.output_params`."""
@@ -307,7 +317,9 @@ class Spmd(optax.GradientTransformationExtraArgs):
         grads, state = self._abstract_grads(params), self.abstract_state(params)
         params = self._workers.abstract(params, self._specs(params))
         check_shards(compiled, params, self._workers.names)
-        program = self._update.trace(grads, state, params, {'value': 0.0}).jaxpr  # which some optimizers want
+        program = self._update.trace(
+            grads, state, params, None, {'value': 0.0}
+        ).jaxpr  # which some optimizers want
         sent = traffic_of(program.jaxpr, self.axis_name).messages
         places = NamedSharding(self.mesh, P(self.axis_name)).devices_indices_map((self.num_workers,))
         of_devices = [places[device][0].start or 0 for device in self.mesh.devices.flat]
@@ -368,7 +380,11 @@ class Spmd(optax.GradientTransformationExtraArgs):
 
     def _checked(self, params: PyTree, opt_state: PyTree, num_workers: int | None = None) -> PyTree:
         ownership.check_surroundings(opt_state, 'def_jax.spmd')
-        return self._fitting('opt_state', opt_state, self.abstract_state(params, num_workers), _STATE)
+        like = self.abstract_state(params, num_workers)
+        structure = jax.tree.structure(like)
+        if structure in map(jax.tree.structure, ownership.chained(opt_state)):
+            raise ValueError(_CHAINED)
+        return self._fitting('opt_state', opt_state, like, _STATE)
 
     def _fitting(self, name: str, tree: PyTree, like: PyTree, remedy: str) -> PyTree:
         check_like(name, tree, like, remedy)

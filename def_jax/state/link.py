@@ -23,7 +23,7 @@ from def_jax.state.specs import spec_axes, specs_like
 
 def link(
     init: Callable[[PyTree], Any],
-    step: Callable[[PyTree, Any], tuple[PyTree, Any]],
+    step: Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]],
     axis_name: AxisName,
     state_type: Any = object,
     *,
@@ -32,14 +32,15 @@ def link(
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation that runs `step` on every worker, on whole tensors or `by_shards` of each device.
 
-    `step` maps a worker's updates and state to what all workers apply and the new state, whose property
-    `per_worker` names the fields that differ. `local` maps a gradient at the detached point, the state, the
-    parameters and extra arguments to those updates and the new value of the state's field `inner`.
+    `step` maps a worker's updates, its state and x, or None where that is unknown, to what all workers apply
+    and the new state, whose property `per_worker` names the fields that differ. `local` maps a gradient at
+    the detached point, the state, x and extra arguments to those updates and the new value of the state's
+    field `inner`.
     """
     check_axis_name(axis_name)
 
-    def one_step(updates, state):
-        applied, state = step(updates, state)
+    def one_step(updates, state, params):
+        applied, state = step(updates, state, params)
         return optax.tree.cast_like(applied, updates), state
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -56,9 +57,9 @@ def link(
             )
         check_not_summed(updates, axis_name)
         if local is None:
-            return shards.run(one_step, updates, state, by_shards)
+            return shards.run(one_step, updates, state, params, by_shards)
         updates, inner = local(updates, state, params, extra_args)
-        applied, state = shards.run(one_step, updates, state._replace(inner=()), by_shards)
+        applied, state = shards.run(one_step, updates, state._replace(inner=()), params, by_shards)
         return applied, state._replace(inner=inner)
 
     return optax.GradientTransformationExtraArgs(init, update_fn)
@@ -71,20 +72,23 @@ class Shards(NamedTuple):
     axes: tuple[str, ...] = ()  # the mesh axes over a worker's devices
     specs: PyTree = P()  # PartitionSpecs like params, which name only `axes`
 
-    def run(self, update: Callable, updates: PyTree, state: PyTree, by_shards: bool) -> tuple[PyTree, PyTree]:
-        """`update(updates, state)` on whole tensors, or on every shard; Explicit axes are Auto inside."""
+    def run(
+        self, update: Callable, updates: PyTree, state: PyTree, params: PyTree, by_shards: bool
+    ) -> tuple[PyTree, PyTree]:
+        """`update(updates, state, params)` on whole tensors or every shard; Explicit axes are Auto inside."""
         if by_shards and self.axes:
             update_specs = self._specs_of(updates)
             specs = (update_specs, specs_like(state, updates, update_specs))
+            given = (*specs, None if params is None else update_specs)
             update = jax.shard_map(
-                update, axis_names=set(self.axes), in_specs=specs, out_specs=specs, check_vma=False
+                update, axis_names=set(self.axes), in_specs=given, out_specs=specs, check_vma=False
             )
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
         meshes = [to.mesh for to in jax.tree.leaves(shardings) if to.mesh.explicit_axes]
         if meshes:
             placed = jax.tree.map(lambda to: NamedSharding(meshes[0], to.spec), shardings)
             update = jax.sharding.auto_axes(update, axes=meshes[0].explicit_axes, out_sharding=placed)
-        return update(updates, state)
+        return update(updates, state, params)
 
     def all(self, flag: jax.Array) -> jax.Array:
         """Whether a condition, bool [], holds on all devices of this worker."""

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import P
-from jax.tree_util import DictKey, GetAttrKey
+from jax.tree_util import GetAttrKey
 
+from def_jax.ground.jaxpr import factors
 from def_jax.ground.types import PyTree
 from def_jax.state.specs import specs_like, tree_of_specs
 
@@ -56,22 +57,21 @@ def per_worker_leaves(opt_state: PyTree) -> PyTree:
     def flags(node: Any) -> PyTree:
         if is_link(node):
             named = [(GetAttrKey(name),) for name in node.per_worker]
-            entries = [(GetAttrKey('extra'), DictKey(name)) for name in node.per_worker]
-            return jax.tree.map_with_path(lambda path, _: path[:1] in named or path[:2] in entries, node)
+            return jax.tree.map_with_path(lambda path, _: path[:1] in named, node)
         if not is_chain(node):
             return False
-        parts = _chained(node)
+        parts = chained(node)
         first = min(i for i, part in enumerate(parts) if link_states(part))
         own = *[True for _ in parts[:first]], *map(per_worker_leaves, parts[first:])
         return jax.tree.unflatten(jax.tree.structure(node), jax.tree.leaves(jax.tree.broadcast(own, parts)))
 
     def is_chain(node: Any) -> bool:
-        return bool(link_states(_chained(node)))
+        return bool(link_states(chained(node)))
 
     return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or is_chain(node))
 
 
-def _chained(node: Any) -> tuple[Any, ...]:
+def chained(node: Any) -> tuple[Any, ...]:
     """The states of a chain's transformations, also of `optax.named_chain`; none for another node."""
     return tuple(node.values()) if isinstance(node, OrderedDict) else node if type(node) is tuple else ()
 
@@ -124,6 +124,30 @@ def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:
     return jax.tree.map(function, jax.tree.broadcast(own, trees[0]), *trees)
 
 
+def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
+    """Raises ValueError if a worker's optimizer returns something less the parameters.
+
+    Its state then holds a copy of them, as of float32 masters. Given the detached point, it would add the
+    residual a second time, and training runs away.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), params)
+    update = optax.with_extra_args_support(inner).update
+    try:
+        program = jax.make_jaxpr(lambda x, g, s: update(g, s, x)[0])(
+            shapes, shapes, jax.eval_shape(inner.init, shapes)
+        )
+    except TypeError:  # of extra arguments that are not known here
+        return
+    count = len(jax.tree.leaves(shapes))
+    given = [1.0] * count + [0.0] * (len(program.jaxpr.invars) - count)
+    if any(factor == -1 for factor in factors(program.jaxpr, given)):
+        raise ValueError(
+            'inner= keeps a copy of the parameters, such as float32 masters, and returns what is missing to '
+            'it: at the detached point that counts the residual twice, and diverges. Leave the copy out: of '
+            'narrow parameters, def_jax.output_params is a float32 master copy already.'
+        )
+
+
 def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False) -> None:
     """Raises ValueError if what surrounds a link, or `in_spmd` precedes it, can't work, as states tell."""
     for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
@@ -134,9 +158,9 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
         return is_link(node) and hasattr(node, 'inner')
 
     def is_chain(node):
-        return any(map(is_feedback, _chained(node)))
+        return any(map(is_feedback, chained(node)))
 
-    for chain in map(_chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
+    for chain in map(chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
         place = next(filter(lambda i: is_feedback(chain[i]), range(len(chain))))
         bare = isinstance(chain[place].inner, optax.EmptyState)  # around no optimizer
         leaves = jax.tree.leaves([part for part in chain[:place] if not is_link(part)])
@@ -152,7 +176,7 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
                 f'{caller}: moments precede an optimizer such as def_sgd in the chain. If they are those of '
                 'another, both negate, and x would climb. Pass that to def_jax.error_feedback as inner=.'
             )
-        skips = 'skipped' in chain[place].extra  # and what precedes keeps a NaN for good
+        skips = not isinstance(chain[place].skipped, tuple)  # and what precedes keeps a NaN for good
         if bare and floats and (in_spmd or skips):
             why = 'skip_nonfinite does not hold it' if skips else 'it sees x, not the detached point'
             raise ValueError(

@@ -1,7 +1,7 @@
 """How a block travels: as floats in one all-reduce, as in the paper, or in few bits (`few_bits`)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,14 @@ from def_jax.wires import few_bits
 from def_jax.wires.layouts import Layout
 
 Bits = Literal[1, 2, 4, 8, 16, 32]
+
+
+class Exchanged(NamedTuple):
+    """What comes back for a message, float32 [M]."""
+
+    mean: jax.Array  # float32 [M], over workers
+    rest: jax.Array  # float32 [M], what of its own a worker has still to send
+    energy: jax.Array | None  # float32 [2], the squared norms of the mean, and the mean of those of messages
 
 
 def check_bits(bits: Any) -> None:
@@ -41,8 +49,8 @@ def exchange(
     bits: int,
     weights: jax.Array | None = None,
     arrive: Arrive = lambda sent, mean: mean,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Line 9: the mean of the workers' messages, what of its own a worker has still to send, and the energy.
+) -> Exchanged:
+    """Line 9.
 
     A message is float32 [M], of parts of these sizes at the places of `layout`, and so are mean and rest. The
     mean of `mean + rest` over workers is the mean of the messages, so Eq. 8 holds, but for the rounding of
@@ -52,7 +60,7 @@ def exchange(
     each part's squares times its weight, float32 [parts]; None without weights.
     """
     if (plan := _plan(sizes, axis_name, bits)) is not None:
-        return few_bits.exchange(message, plan, axis_name, weights, arrive)
+        return Exchanged(*few_bits.exchange(message, plan, axis_name, weights, arrive))
     dtype = jnp.float32 if bits == 32 else jnp.bfloat16
     # XLA may skip rounding that is undone at once; the barrier forbids that.
     rounded = message if bits == 32 else lax.optimization_barrier(message.astype(dtype)).astype(jnp.float32)
@@ -64,9 +72,9 @@ def exchange(
     packed = lax.optimization_barrier(packed.astype(dtype))
     mean = arrive(packed, pmean(packed, axis_name).astype(jnp.float32))
     if weights is None:
-        return mean, message - rounded, None
+        return Exchanged(mean, message - rounded, None)
     mean, messages = mean[:-1], mean[-1]
-    return mean, message - rounded, jnp.stack([_energy(mean, sizes, weights), messages])
+    return Exchanged(mean, message - rounded, jnp.stack([_energy(mean, sizes, weights), messages]))
 
 
 def _energy(message: jax.Array, sizes: Sequence[int], weights: jax.Array) -> jax.Array:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import def_jax
-from def_jax.compressors import base
 from def_jax.compressors.blocks import Block, _draw_places
+from def_jax.ground import random
 from def_jax.wires.layouts import Layout
 
 
@@ -25,7 +25,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
     block, key = Block.of(shape, leaf.size // 64), jax.random.PRNGKey(0)
 
     def draw(place):
-        with mock.patch.object(base, 'draw', lambda *_: place[None]):
+        with mock.patch.object(random, 'draw', lambda *_: place[None]):
             return _draw_places('random', key, jnp.uint32(0), [block], Layout.dense([block.size]))[0][0]
 
     starts = np.asarray(jax.vmap(draw)(jnp.arange(64, dtype=jnp.uint32))).tolist()

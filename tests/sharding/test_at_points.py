@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import pickle
 import re
 import types
 
@@ -278,17 +277,27 @@ def test_a_mean_of_the_gradients_is_found():
         dist.check(program, besides=16)
 
 
-def test_a_chain_around_it_is_refused():
-    with pytest.raises(ValueError, match=r'a global norm is too large\. Put it into the chain'):
-        optax.chain(optax.clip_by_global_norm(1.0), spmd())
-
-
-def test_it_is_copied_as_other_transformations_are():
-    """By `copy.deepcopy(train_state)`, for one."""
+@pytest.mark.parametrize('optax_of', [lambda dist: dist, lambda dist: dist.as_optax()])
+def test_a_chain_around_it_is_refused_with_its_state(optax_of):
     dist = spmd()
-    assert copy.deepcopy({'tx': dist})['tx'] is copy.copy(dist) is dist
-    with pytest.raises(TypeError, match='cannot be pickled: it holds a mesh'):
-        pickle.dumps(dist)
+    clip, tx = optax.clip_by_global_norm(1.0), optax_of(dist)
+    for around in (optax.chain(clip, tx), optax.named_chain(('clip', clip), ('def', tx))):
+        params, state = make_params(), jax.eval_shape(around.init, make_params())
+        with pytest.raises(ValueError, match=r'a global norm is too large\. Put the chain into it'):
+            jax.eval_shape(dist.value_and_grad(loss_fn), params, state, BATCH)
+
+
+def test_as_an_optax_transformation_it_is_itself():
+    """Also in the copy of what holds it, such as a TrainState, which jit then knows."""
+    dist = spmd()
+    tx = dist.as_optax()
+    assert isinstance(tx, optax.GradientTransformationExtraArgs) and optax.with_extra_args_support(tx) is tx
+    params, state = initial(dist)
+    assert jax.eval_shape(tx.init, params) == jax.eval_shape(dist.init, params)
+    grads = jax.tree.map(lambda p: np.ones((2, *p.shape), 'f4'), params)
+    updates = [jax.jit(each.update)(grads, state, params)[0]['in'] for each in (tx, dist)]
+    np.testing.assert_array_equal(*updates)
+    assert tx == dist.as_optax() == copy.deepcopy(tx) and hash(tx) == hash(copy.copy(dist).as_optax())
 
 
 def test_accumulation_sends_once():

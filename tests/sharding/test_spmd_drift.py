@@ -128,9 +128,9 @@ def test_a_number_is_not_a_parameter_of_its_shape(params):
     """Nor of its name: the key and the energy of 'auto' are whole on every device."""
     optimizer = feedback(inner=SGD, detach='auto', bits=8, outer=optax.sgd(1.0, 0.9))
     state = def_jax.state_specs(optimizer, params, P('shard'))
-    assert {state.key, *state.extra['energy']} == {P()}
+    assert {state.key, *state.energy} == {P()}
     assert jax.tree.leaves(state.residual) == [P('workers', 'shard')]
-    assert jax.tree.leaves(state.extra['outer']) == [P('shard')]
+    assert jax.tree.leaves(state.outer) == [P('shard')]
     dist = spmd(optimizer, sizes=(2, 2), specs=P('shard'))
     stacked = jax.tree.map(lambda p: jnp.ones((2, *p.shape)), params)
     jax.eval_shape(dist.update, stacked, jax.eval_shape(dist.init, params), params)
