@@ -16,6 +16,7 @@ from jax import NamedSharding, P, lax
 
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
 from def_jax.ground.jaxpr import equations
+from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
 from def_jax.sharding.worker_mesh import WorkerMesh
 from def_jax.state.ownership import link_states
@@ -81,7 +82,7 @@ def run(
 
 def _folded(key: jax.Array, number: jax.Array) -> jax.Array:
     """A worker's key; of an array of keys, such as those of stacked layers, each."""
-    signature = '()->()' if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else '(n)->(n)'
+    signature = '()->()' if is_typed(key) else '(n)->(n)'
     return jnp.vectorize(jax.random.fold_in, excluded=(1,), signature=signature)(key, number)
 
 
