@@ -101,7 +101,7 @@ ACCEPTED = {name: [key.default] for name, key in KEYS.items()} | {
     'schedule': ['drops', 'cosine', 'wsd'],
     'learning_rate_drops': [(), (0.5,), [0.1, 0.2, 0.3]],
     'outer_options': [{'learning_rate': 0.7}],
-    'optimizer': ['sgd', 'adamw', 'lion', 'muon', 'optax:adamw'],
+    'optimizer': ['sgd', 'adamw', 'lion', 'muon'],
     'optimizer_options': [{}, {'nesterov': True}],
     **each('momentum weight_decay', [0, 0.0, 0.99]),
     'seed': [0, 2**32 - 1],

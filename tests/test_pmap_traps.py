@@ -117,7 +117,8 @@ def test_e_a_hidden_mean_is_found():
     assert 'allow them by besides' not in str(error.value)
     program = compiled(functools.partial(plain_step, optimizer), *arguments)
     found = {c.operation: c.bytes for c in def_jax.check(program, optimizer, PARAMS, besides=0)}
-    message = {m.operation: m.bytes for m in traffic(optimizer, PARAMS, 'workers', NUM_WORKERS).always}
+    sent = traffic(optimizer, PARAMS, 'workers', {'workers': NUM_WORKERS}).always
+    message = {m.operation: m.bytes for m in sent}
     whole, kept = message['all-to-all'], message['all-to-all'] // NUM_WORKERS
     assert found == message | {'all-to-all': whole - kept}  # a worker keeps its part
     with pytest.raises(ValueError, match=rf'has {whole - kept + message["all-gather"]} \(and besides=-1'):

@@ -20,7 +20,7 @@ from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.state import TrainState, per_worker
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.tasks.base import Measure, Task
-from def_jax.trainer.workers import Workers, make_workers
+from def_jax.trainer.workers import AXIS, Workers, make_workers
 
 __all__ = ['Communication', 'Experiment', 'build']
 
@@ -129,11 +129,11 @@ class Experiment:
         trained = self.config.batch_size // (len(self.workers.devices) * self.config.accumulate)
         return min(_EXAMPLES, max(1, trained, _UNITS // self.dataset.units_per_example))
 
-    def test_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over a split of `evaluated`, like `train_batches`, with a mask."""
+    def test_batches(self, split: Split) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over a split, like `train_batches`, with a mask."""
         workers = self.config.num_workers
         examples = -(-self.examples_per_device * len(self.workers.devices) // workers)
-        return self._by_worker(self.evaluated[split].test_batches, examples * workers)
+        return self._by_worker(split.test_batches, examples * workers)
 
     def _by_worker(
         self, batches: Callable[..., Iterator[dict]], batch_size: int, **options: Any
@@ -179,7 +179,7 @@ class Experiment:
         """What training sends; traces one update, so an optimizer that cannot make one raises."""
         config, params = self.config, self.abstract_variables['params']
         part, devices = self.workers.part(params), self.workers.devices_per_row
-        found = traffic(self.optimizer, part, self.workers.axis_name, config.num_workers)
+        found = traffic(self.optimizer, part, self.workers.axis_name, {AXIS: config.num_workers})
         halves = any(message.operation == 'all-to-all' for message in found.messages)
 
         def passed(messages: Sequence[Message]) -> int:
@@ -196,8 +196,9 @@ class Experiment:
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         # A method of one worker has nobody to send to: what it applies at each step is everything.
         message = devices * message or 4 * num_params
-        sent = {name: config[name] for name in ('ratio', 'bits', 'order', 'allocation')}
-        blocks = self.method.compressor(**sent) if self.method.link is None else None
+        blocks = self.method.link is None and self.method.compressor(
+            ratio=config.ratio, bits=config.bits, order=config.order, allocation=config.allocation
+        )
         return Communication(
             num_params=num_params,
             message_size=devices * message_size(blocks, part) if blocks else message // 4,
@@ -227,7 +228,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         if num_steps >= 2**31:  # they are counted in 32 bits
             given = f'num_epochs={config.num_epochs} or num_steps={config.num_steps}'
             raise ValueError(f'{given} gives {num_steps} steps, but there must be fewer than 2**31.')
-        schedule = parts.Factory('schedule', config).make(Callable, num_steps=num_steps)
+        schedule = parts.make_schedule(config, num_steps)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
         method=parts.find_method(config),

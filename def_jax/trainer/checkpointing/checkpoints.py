@@ -27,6 +27,7 @@ from def_jax.state.regrouping import regroup
 from def_jax.trainer.checkpointing import manifest, regrouping
 from def_jax.trainer.checkpointing.manifest import DamagedError
 from def_jax.trainer.checkpointing.workdir import bound_settings, describe_differences, sync
+from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.errors import one_line
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.launch import processes
@@ -165,6 +166,11 @@ class Checkpoints:
             for old in [step for step in self.steps() if step <= self._newest][: -self._keep]:
                 shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next wait tries again
 
+    def tidy(self) -> None:
+        """Does what `wait` does if the last save has finished; one that has not goes on beside training."""
+        if self._commit is None or self._commit[1].done():
+            self.wait()
+
     def close(self) -> None:
         """Waits for the last save and releases all resources."""
         try:
@@ -232,7 +238,9 @@ class Checkpoints:
         def look():
             try:
                 content = manifest.read_verified(path, step)
-                if changes := describe_differences(content['settings'], self._settings):
+                # Which settings may change is this version's to say, not that of the one that wrote them.
+                saved = {k: v for k, v in content['settings'].items() if k in self._settings or k not in KEYS}
+                if changes := describe_differences(saved, self._settings):
                     raise DamagedError(f'it belongs to a run with another configuration: {changes}')
                 shapes = regrouping.shapes(self._run, like, tuple(content['workers']))
                 _check_leaves(content['leaves'], manifest.leaves_of(shapes))

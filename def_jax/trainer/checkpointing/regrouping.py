@@ -9,6 +9,7 @@ import jax
 from def_jax.ground.types import PyTree
 from def_jax.state.ownership import each
 from def_jax.state.regrouping import num_stacked
+from def_jax.trainer.configuration import parts
 from def_jax.trainer.experiment import Experiment
 
 __all__ = ['describe', 'shape_of', 'shapes']
@@ -50,6 +51,10 @@ def describe(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
     if batch_size != batch:
         lines.append(f'batch: {batch_size} examples before, {batch} now; epochs count by the new')
     if (steps := saved.get('num_steps', experiment.num_steps)) != experiment.num_steps:
-        rate = 'the schedule is now that of the new length'
+        before = parts.make_schedule(experiment.config, steps)
+        rates = [float(schedule(saved['step'])) for schedule in (before, experiment.schedule)]
+        rate = 'the schedule is now that of the new length: learning rate {:g} before, {:g} now'.format(
+            *rates
+        )
         lines.append(f'steps: {steps:,} in all before, {experiment.num_steps:,} now; {rate}')
     return lines

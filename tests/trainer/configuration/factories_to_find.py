@@ -31,7 +31,7 @@ def no_rate(b1=0.9):
 
 
 def decayed(learning_rate, momentum, weight_decay, scale=1.0):
-    """An optimizer that takes the trainer's keys."""
+    """An optimizer with options of its own."""
     return optax.chain(optax.add_decayed_weights(scale * weight_decay), optax.sgd(learning_rate, momentum))
 
 
