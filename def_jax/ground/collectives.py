@@ -34,6 +34,8 @@ def group_of(axes: AxisName | Group) -> Group:
 def divided(axis_name: AxisName, inside: AxisName | int) -> tuple[Group, Group]:
     """The devices at one place in all workers, and those of a worker, see `inside` of `error_feedback`."""
     across = group_of(axis_name)
+    if inside == 1:
+        return across, Group(())
     if not isinstance(inside, int):
         return across, group_of(inside)
     size, places = num_workers(axis_name), range(inside)
