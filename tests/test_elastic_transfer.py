@@ -114,6 +114,9 @@ def test_who_comes_after_the_last_step_has_nothing_to_join(live_devices):
 
     with pytest.raises(ValueError, match='EF21 cannot lose a worker'):
         made(optax.chain(def_jax.ef21(def_jax.random_block(2), 'workers'), optax.sgd(0.1)))
+    noise = optax.add_noise(0.1, 0.5, key=0)
+    with pytest.raises(ValueError, match=r'opt_state.inner.rng_key is a typed PRNG key, .* cannot exchange'):
+        made(def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=noise))
     with pytest.raises(elastic.TooFewError, match='1 workers after step 0, fewer than 2 for 0 s'):
         made(min_workers=2, patience=0).run(None, None)
     with pytest.raises(ValueError, match='workers=9 of shards=9 need 81 devices, but a process has'):

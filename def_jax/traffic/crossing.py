@@ -119,8 +119,9 @@ def _sent(
         program, arguments, results = traced(optimizer, params, axis_name, mesh)
     except (NameError, ValueError) as error:  # JAX's of an axis that is not bound, or ours
         raise ValueError(f"{axis_name=} must be the optimizer's, which fails over it: {error}") from error
-    names, own = axis_names(axis_name), own_leaves(optimizer, params)
-    check_agreement(program, arguments, results, (True, own, False), (False, own), names)
+    own = own_leaves(optimizer, params)
+    apart = [name for name in axis_names(axis_name) if mesh.get(name, 1) > 1]  # with several workers
+    check_agreement(program, arguments, results, (True, own, False), (False, own), apart)
     along = devices_along(mesh, axis_names(axis_name) or tuple(mesh))
     workers = np.empty(along.size, int)
     workers[along] = np.arange(along.shape[1]) // devices_per_worker(program)

@@ -20,7 +20,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.sharding import SingleDeviceSharding
 
+from def_jax.ground.random import is_typed
 from def_jax.state.regrouping import regroup
 from def_jax.trainer.checkpointing import manifest, regrouping
 from def_jax.trainer.checkpointing.manifest import DamagedError
@@ -219,7 +221,7 @@ class Checkpoints:
         if in_place := together and saved == workers.shape and not self._whole:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, workers.spread(like, own))
         else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
-            target = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
+            target = jax.tree.map(_whole, shapes)
         try:
             state = self._checkpointer.restore(path / _ARRAYS, target)
         except Exception as error:  # orbax and tensorstore raise many types on a damaged file
@@ -257,6 +259,14 @@ class Checkpoints:
 
     def _partial(self, step: int) -> Path:
         return self._folder / f'{step}{_PARTIAL}'
+
+
+def _whole(shape: jax.ShapeDtypeStruct) -> np.ndarray | jax.ShapeDtypeStruct:
+    """What orbax restores as an array in NumPy; typed keys, which NumPy can't hold, on a device."""
+    if is_typed(shape):
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=here)
+    return np.broadcast_to(np.zeros((), shape.dtype), shape.shape)
 
 
 def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any]) -> None:

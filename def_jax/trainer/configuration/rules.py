@@ -89,8 +89,9 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
         near = size - size % places or places
         inside = f' * inside={config.inside}' if config.inside > 1 else ''
         yield 'batch_size', f'must be a multiple of num_workers={workers}{inside}, e.g. {near}.'
-    if (own // config.inside) % config.accumulate:
-        yield 'accumulate', f'must divide the {own // config.inside} examples of a device or a worker.'
+    if (part := own // config.inside) % config.accumulate:
+        inside = ' / inside' if config.inside > 1 else ''
+        yield 'accumulate', f'must divide the {part} examples of a worker, batch_size / num_workers{inside}.'
     if workers % virtual:
         yield 'workers_per_device', f'must divide config.num_workers={workers}.'
     if method.single_worker and workers > 1:

@@ -67,8 +67,8 @@ class WholeWorkers(Workers):
 
     def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
         def array(mine, leaf, to):
-            if isinstance(leaf, np.ndarray):
-                return jax.device_put(leaf[self.rows] if mine else leaf, to.sharding)
+            if self.is_whole(leaf):
+                return jax.device_put(leaf[np.array(self.rows, int)] if mine else leaf, to.sharding)
             shards = [shard.data for shard in leaf.addressable_shards]
             return jax.make_array_from_single_device_arrays(to.shape, to.sharding, shards)
 
