@@ -109,7 +109,7 @@ def variants() -> dict[str, Any]:
     found |= {f'DEF, 1/{ratio}': feedback(ratio) for ratio in (37, 50, 100, 1000)}
     found |= {
         _NO_MOMENTUM: feedback(64, PLAIN),
-        'DEF, random 1/64 of the elements': feedback(def_jax.random_k(64)),
+        'DEF, random 1/64 of the elements': feedback(def_jax.baselines.random_k(64)),
     }
     return {name: make(None) for name, make in found.items()}
 

@@ -43,7 +43,7 @@ def _preset(make: Callable, rate: float, compression: float, **options: Any) -> 
 
 
 def _top_k(axis_name: AxisName) -> optax.GradientTransformation:
-    method = def_jax.get_method('top_k')
+    method = def_jax.baselines.get_method('top_k')
     return method.optimizer(optax.identity(), _INNER[SGD], axis_name, method.compressor(64), ratio=64)
 
 

@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 from benchmarks.optimizers import update
-from def_jax.mesh.spmd.at_points import point
+from def_jax.sharding.at_points import point
 from def_jax.trainer.models import MODELS
 from def_jax.trainer.models.transformer import Transformer
 

@@ -30,8 +30,8 @@ from jax import lax
 
 from benchmarks import pages, records
 from benchmarks.cluster import network
+from def_jax.ground.types import AxisName
 from def_jax.trainer import metrics
-from def_jax.types import AxisName
 from experiments import spec
 from experiments.statistics import mean_std
 

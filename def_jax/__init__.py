@@ -1,26 +1,21 @@
 """def_jax: communication-efficient data-parallel training with Detached Error Feedback, for optax."""
 
 from def_jax import baselines, compressors, diagnostics, options
-from def_jax.alias import def_adamw, def_sgd
 from def_jax.baselines import EF21State, all_reduce_mean, ef21
-from def_jax.baselines.methods import METHODS, Method, get_method
-from def_jax.baselines.random_k import random_k
-from def_jax.baselines.scaled import scaled
 from def_jax.compressors import identity, message_size, random_block
 from def_jax.error_feedback import ErrorFeedbackState, detached_params, error_feedback, output_params
 from def_jax.guards import all_finite, assert_replicated, debug
-from def_jax.mesh.ownership import state_specs
-from def_jax.mesh.regrouping import stack_state, unstack_state
-from def_jax.mesh.spmd import spmd
+from def_jax.presets import def_adamw, def_sgd
+from def_jax.sharding import spmd
+from def_jax.state.ownership import state_specs
+from def_jax.state.regrouping import stack_state, unstack_state
 from def_jax.traffic.crossing import check
 
 __version__ = '0.4.0'
 
 __all__ = [
-    'METHODS',
     'EF21State',
     'ErrorFeedbackState',
-    'Method',
     'all_finite',
     'all_reduce_mean',
     'assert_replicated',
@@ -34,14 +29,11 @@ __all__ = [
     'diagnostics',
     'ef21',
     'error_feedback',
-    'get_method',
     'identity',
     'message_size',
     'options',
     'output_params',
     'random_block',
-    'random_k',
-    'scaled',
     'spmd',
     'stack_state',
     'state_specs',

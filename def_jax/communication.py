@@ -2,12 +2,12 @@
 
 import sys
 
-from def_jax.tools import communication
+from def_jax.tools import programs
 from def_jax.tools.extras import needs_training
 
 if __name__ == '__main__':
     if not any(argument.startswith(('-config', '--config')) for argument in sys.argv[1:]):
-        sys.exit(communication.main())
+        sys.exit(programs.main())
     with needs_training('communication'):
-        from def_jax.trainer.communication import run
+        from def_jax.trainer.compilation import run
     sys.exit(run())

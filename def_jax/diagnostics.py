@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from def_jax.error_feedback import feedback_states
-from def_jax.mesh.collectives import num_workers, pmean
-from def_jax.types import AxisName, PyTree
+from def_jax.ground.collectives import num_workers, pmean
+from def_jax.ground.types import AxisName, PyTree
 
 __all__ = ['error_statistics', 'gradient_statistics']
 

@@ -19,31 +19,45 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from def_jax.checks import check_seed, named_leaves
-from def_jax.compressors import Compressor, check_compressor, shared_key
-from def_jax.mesh.collectives import check_axis_name, check_shared, pmean, vary, vary_if_tracked, varying_axes
-from def_jax.mesh.link import Shards, check_updates, current_shards, float32_zeros, in_memory, is_masked, link
-from def_jax.mesh.ownership import check_surroundings, link_states
-from def_jax.options import PAPER_DETACH, Options, pend, send, skipping
+from def_jax.compressors import Compressor, check_compressor
+from def_jax.ground.arguments import check_seed, named_leaves
+from def_jax.ground.barriers import in_memory
+from def_jax.ground.collectives import (
+    check_axis_name,
+    check_shared,
+    pmean,
+    vary,
+    vary_if_tracked,
+    varying_axes,
+)
+from def_jax.ground.random import shared_key
+from def_jax.ground.types import AxisName, PyTree
+from def_jax.options import PAPER_DETACH, Options, pend, send, skipping, weighting
 from def_jax.options.overlap import overlapped
-from def_jax.types import AxisName, PyTree
+from def_jax.state.link import Shards, check_updates, float32_zeros, is_masked, link
+from def_jax.state.ownership import check_no_copy, check_surroundings, link_states
 from def_jax.wires import Bits
 
 
 class ErrorFeedbackState(NamedTuple):
-    """State of `error_feedback`. Per-worker: `inner`, `residual` and, in `extra`, `left_out`."""
+    """State of `error_feedback`. Per-worker: `residual`, `inner`, `worker` and `left_out`."""
 
     step: jax.Array  # uint32 [], number of updates so far
     key: jax.Array  # uint32 [2], replicated; selects the blocks
     residual: PyTree  # like params, float32: r_k = -e_k
     detach: jax.Array  # float32 [], λ
     inner: PyTree  # state of the inner optimizer
-    extra: dict[str, PyTree]  # state of the options in `def_jax.options`; empty if none is used
+    worker: jax.Array  # int32 [], k; -1 before the first step
+    # Of options, () where they are not used:
+    outer: PyTree = ()  # state of `outer`, in which moments are like params
+    energy: PyTree = ()  # float32 [] twice, of detach='auto': ‖mean message‖² and mean ‖message‖²
+    skipped: PyTree = ()  # uint32 [], of `skip_nonfinite`: steps that all workers skipped
+    left_out: PyTree = ()  # bool [], with `overlap` besides: whether this worker left out its last update
 
     @property
     def per_worker(self) -> tuple[str, ...]:
-        """The fields that differ between workers, and entries of `extra`; see `ownership`."""
-        return ('inner', 'residual', 'left_out')
+        """The fields that differ between workers; see `ownership`."""
+        return ('residual', 'inner', 'worker', 'left_out')
 
 
 def error_feedback(
@@ -51,6 +65,7 @@ def error_feedback(
     axis_name: AxisName,
     *,
     inner: optax.GradientTransformation = optax.identity(),  # noqa: B008
+    inside: AxisName | int = None,
     bits: Bits = 32,
     seed: int = 0,
     detach: float | Literal['auto'] = PAPER_DETACH,
@@ -74,6 +89,11 @@ def error_feedback(
         axis_name: the mapped axis over workers (of `jax.pmap`, `jax.vmap` or `jax.shard_map`), a tuple of
             axes (devices × virtual workers), or None for a single worker.
         inner: the worker's optimizer, any optax transformation.
+        inside: the devices that make up one worker, such as a node's GPUs: an axis over them or a tuple of
+            axes, or under `jax.pmap` the number n of neighbours on `axis_name`. Each device gives `update`
+            the gradient of its own part of the worker's batch. These are averaged inside, densely; all else
+            is the worker's and the same on its devices, and each of them exchanges its n-th of a message
+            with its counterparts. K and λ count workers. None: a worker is one device.
         bits: in which a number travels. 32 is the paper's float32, one all-reduce; 16 is bfloat16. With 8, 4,
             2 (-1, 0 and 1) or 1, messages are rounded to integers, see `wires.few_bits`. What rounding takes
             is sent later. At the same bytes, large blocks of few bits train better than small ones of many.
@@ -97,7 +117,15 @@ def error_feedback(
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`. Updates keep their dtypes;
-        the residual is always float32. Extra arguments go to `inner`.
+        the residual is always float32. Where x is narrower, what is rounded when the update is added to x
+        goes to the residual on all workers alike, so y is a float32 master copy; that needs `params`, and
+        nothing after the wrapper that changes updates.
+
+        `update(grads, state, params, weight=w_k)` multiplies worker k's update by K·w_k / Σ w in line 7, so y
+        moves by the weighted mean update: for unequal batches or a loss by the token. Weights are scalars of
+        0 or more. With weight 0 a worker adds nothing, keeps the moments of `inner`, and still sends its
+        residual; if all weights are 0, none adds. It costs an all-reduce of one number. Other extra
+        arguments go to `inner`.
 
     Raises:
         ValueError: if an argument is out of range or conflicts with another; in `init`, for parameters that
@@ -120,7 +148,17 @@ def error_feedback(
     check_compressor(compressor)
     check_seed(seed)
     options = Options(
-        compressor, axis_name, bits, detach, every, decay, outer, average_every, skip_nonfinite, overlap
+        compressor=compressor,
+        axis_name=axis_name,
+        inside=inside,
+        bits=bits,
+        detach=detach,
+        every=every,
+        decay=decay,
+        outer=outer,
+        average_every=average_every,
+        skip_nonfinite=skip_nonfinite,
+        overlap=overlap,
     )
     algorithm = overlapped if overlap else _algorithm_1
 
@@ -131,20 +169,23 @@ def error_feedback(
             residual=vary_if_tracked(float32_zeros(params), axis_name),  # line 2
             detach=options.first_detach,
             inner=(),
-            extra=options.init(params),
+            worker=vary_if_tracked(jnp.full((), -1, jnp.int32), axis_name),
+            **options.init(params),
         )
 
-    def step(updates, state):
+    def step(updates, state, params):
         options.check(state)
         check_shared(state.key, 'the key', axis_name)
-        shards = current_shards()
+        shards = options.shards()
         if axis_name is not None and shards.workers is None:  # a mapping that may stack the optimizer's state
             updates = in_memory(updates)
-        return algorithm(options, shards, updates, state)
+        return algorithm(options, shards, updates, state, params)
 
     wrapper = wrapped(inner, init, step, axis_name, by_shards=True)
 
     def update(grads, state, params=None, **extra_args):
+        if inside is not None:
+            grads, extra_args = weighting.averaged(options.within, grads, extra_args)
         applied, after = wrapper.update(grads, state, params, **extra_args)
         return applied, skipping.held(state, after) if skip_nonfinite else after
 
@@ -154,7 +195,7 @@ def error_feedback(
 def wrapped(
     inner: optax.GradientTransformation,
     init: Callable[[PyTree], Any],
-    step: Callable[[PyTree, Any], tuple[PyTree, Any]],
+    step: Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]],
     axis_name: AxisName,
     state_type: Any = ErrorFeedbackState,
     *,
@@ -170,6 +211,7 @@ def wrapped(
 
     def init_fn(params):
         started = inner.init(params)
+        check_no_copy(inner, params)
         if any(isinstance(state, ErrorFeedbackState) for state in link_states(started)):
             raise ValueError(
                 'inner= holds another def_jax.error_feedback, such as def_sgd: updates would wait twice. '
@@ -178,28 +220,38 @@ def wrapped(
         return init(params)._replace(inner=vary_if_tracked(started, axis_name))
 
     def local(grads, state, params, extra_args):  # line 6, after the gradient
+        extra_args, weight = dict(extra_args), extra_args.get('weight')
+        extra_args.pop('weight', None)
         if params is None and state.inner != ():  # which is that of the identity
             raise ValueError(
                 'update needs x: call update(grads, opt_state, params). And take gradients at '
                 'def_jax.detached_params(params, opt_state): at x, this would be another method.'
             )
         point = None if params is None else _at_point(params, [state])
-        return inner.update(grads, state.inner, point, **extra_args)
+        updates, after = inner.update(grads, state.inner, point, **extra_args)
+        if weight is None:
+            return updates, after
+        return weighting.weighted(weight, axis_name, updates, after, state.inner)
 
     return link(init_fn, step, axis_name, state_type, local=local, by_shards=by_shards)
 
 
-def _algorithm_1(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:
+def _algorithm_1(
+    options: Options, shards: Shards, updates: PyTree, state: Any, params: PyTree
+) -> tuple[PyTree, Any]:
     """Lines 7 to 10: the updates of x, and the state after them; `def_jax.options` joins in."""
     carried = options.carry(state.residual)
     pending = pend(updates, carried)  # line 7
-    selection = options.select(state)
+    route = options.route(shards, state.residual)
+    selection = options.select(state, route)
     block = selection.take(pending)  # line 8: C(p)
-    mean, after = send(options, shards, selection, block, updates, state)  # line 9
+    reply = send(options, shards, route, selection, block, updates, state)  # line 9
     if options.skip_nonfinite:
-        pending = pend(*skipping.admitted(updates, carried, state, after))
-    residual = selection.replace(pending, after.residual)  # line 8: p - C(p)
-    return selection.place(mean, updates), options.finish(state, after._replace(residual=residual))  # line 10
+        pending = pend(*skipping.admitted(updates, carried, state, reply))
+    mean, rest = options.settle(route, selection, updates, params, reply)
+    residual = selection.replace(pending, rest)  # line 8: p - C(p)
+    after = state._replace(residual=residual, **reply.memory._asdict())
+    return selection.place(mean, updates), options.finish(state, after)  # line 10
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
@@ -245,7 +297,8 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
         axis_name: the axis over workers, as given to `error_feedback`.
 
     Returns:
-        y, a pytree like `params`, the same on all workers.
+        y, a pytree like `params`, the same on all workers; of float32 where `params` are narrower, whose
+        float32 master copy it is.
 
     Raises:
         ValueError: as `detached_params`; or if `axis_name` is not bound.
@@ -259,7 +312,7 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     """
     check_axis_name(axis_name)
     for state in feedback_states(opt_state, 'output_params'):
-        params = _add(params, pmean(state.residual, axis_name), scale=1)
+        params = _add(params, pmean(state.residual, axis_name), scale=1, least=jnp.float32)
     return params
 
 
@@ -287,13 +340,16 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
     )
 
 
-def _add(params: PyTree, residual: PyTree, scale: Any) -> PyTree:
+def _add(params: PyTree, residual: PyTree, scale: Any, least: Any = None) -> PyTree:
+    """x + scale·r, in the dtype of x, or in the wider one of that and `least`."""
     if getattr(residual, 'shape', None) == (optax.tree.size(params),):  # under `optax.flatten`
         _, unravel = ravel_pytree(optax.tree.zeros_like(params, dtype=jnp.float32))
         residual = unravel(residual)
     check_updates(params, residual, 'params')
 
     def add(r, x):
-        return x if is_masked(r) else (x + scale * r).astype(x.dtype)
+        if is_masked(r):
+            return x
+        return (x + scale * r).astype(x.dtype if least is None else jnp.promote_types(x.dtype, least))
 
     return jax.tree.map(add, residual, params, is_leaf=is_masked)

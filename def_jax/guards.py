@@ -15,10 +15,11 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 from def_jax.error_feedback import feedback_states
-from def_jax.mesh.collectives import num_workers, pmax, psum
-from def_jax.mesh.ownership import each, per_worker_leaves
+from def_jax.ground.arguments import leaf_names
+from def_jax.ground.collectives import num_workers, pmax, psum
+from def_jax.ground.types import AxisName, PyTree
 from def_jax.options.skipping import all_finite as finite_here
-from def_jax.types import AxisName, PyTree
+from def_jax.state.ownership import each, per_worker_leaves
 
 _GOLDEN = np.uint32(0x9E3779B1)  # odd
 _LARGE = 4096  # elements of a leaf, of which so many are compared
@@ -168,12 +169,6 @@ def checksums(tree: PyTree) -> jax.Array:
         return jnp.sum(words * odd, dtype=jnp.uint32)
 
     return jnp.array([checksum(leaf) for leaf in jax.tree.leaves(tree)], jnp.uint32)
-
-
-def leaf_names(tree: PyTree) -> list[str]:
-    """The names of a tree's leaves, e.g. 'params.Dense_0.kernel'."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator='.') or 'the array' for path, _ in paths]
 
 
 def _raise_if(names: list[str], differ: np.ndarray) -> None:

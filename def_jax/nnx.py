@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from def_jax.mesh.spmd import Spmd, at_points
+from def_jax.sharding import Spmd, at_points
 
 __all__ = ['Optimizer']
 

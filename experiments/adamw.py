@@ -7,7 +7,7 @@ that counts is with AdamW's best row, chosen after the fact, which favours AdamW
 """
 
 from experiments.few_bits import def_q
-from experiments.plan import Contender, Setting
+from experiments.tuning import Contender, Setting
 
 __all__ = ['PAGE', 'SETTINGS', 'adamw']
 

@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from experiments.few_bits import def_q, on_digits
-from experiments.plan import Contender, Setting
+from experiments.tuning import Contender, Setting
 
 __all__ = ['PAGE', 'SETTINGS']
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from experiments.plan import Contender, Setting
+from experiments.tuning import Contender, Setting
 
 __all__ = ['PAGE', 'SETTINGS', 'again', 'def_q', 'on_convolutions', 'on_digits']
 

@@ -1,7 +1,7 @@
 """Figure 3: DEF-A against DEF and SGD along the run, at one rate: on digits, and VGG-16 on CIFAR-10."""
 
 from experiments.paper_tables import DIGITS, contender, protocol
-from experiments.plan import Setting
+from experiments.tuning import Setting
 
 __all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.paper_tables import contender, def_q, protocol
-from experiments.plan import Setting
+from experiments.tuning import Setting
 
 __all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from def_jax.baselines.methods import get_method
-from def_jax.mesh.ownership import own_leaves
+from def_jax.ground.types import PyTree
+from def_jax.state.ownership import own_leaves
 from def_jax.trainer import experiment as trainer
 from def_jax.trainer.data.order import train_positions
 from def_jax.trainer.evaluation import figures_of
@@ -25,7 +26,6 @@ from def_jax.trainer.state import TrainState, per_worker
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers import AXIS, WholeWorkers
 from def_jax.trainer.workers.whole import mapped_axes
-from def_jax.types import PyTree
 from experiments import methods, problems
 from experiments.spec import Record, Spec
 

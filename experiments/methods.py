@@ -6,8 +6,8 @@ import ml_collections
 import optax
 
 from def_jax.baselines.methods import get_method
+from def_jax.ground.types import AxisName
 from def_jax.trainer.configuration.parts import make_optimizer
-from def_jax.types import AxisName
 from experiments.problems import config_of
 from experiments.spec import Spec
 

@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 from def_jax.tools import markdown, pictures
 from experiments import numbers, runner, statistics
-from experiments.plan import Cell, Setting
 from experiments.spec import Record, Records
 from experiments.statistics import Difference
+from experiments.tuning import Cell, Setting
 
-__all__ = ['MOST_WORDS', 'Row', 'draw', 'origins', 'rows', 'table', 'write', 'write_experiment']
-
-MOST_WORDS = 1500
+__all__ = ['Row', 'draw', 'origins', 'rows', 'table', 'write', 'write_experiment']
 
 
 class Row(NamedTuple):
@@ -153,9 +151,6 @@ def write_experiment(settings: Sequence[Setting], text: str, folder: Path) -> No
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a page; ValueError if it has more than `MOST_WORDS` words."""
-    words = len(text.split())
-    if words > MOST_WORDS:
-        raise ValueError(f'{path} would have {words} words; a page of results has at most {MOST_WORDS}.')
+    """Writes a page and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding='utf-8')

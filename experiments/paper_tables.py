@@ -1,6 +1,6 @@
 """What the paper's tables have in common: their methods, the candidates for rates, and how rates are chosen.
 
-The paper's protocol differs from the rule of `plan`: a few candidates in place of a grid that grows, chosen
+The paper's protocol differs from the rule of `tuning`: a few candidates in place of a grid that grows, chosen
 by accuracy in runs that hold out training images, on which the reported runs train as well.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from def_jax.baselines.methods import METHODS, trajectory
-from experiments.plan import Contender, Setting
+from experiments.tuning import Contender, Setting
 
 __all__ = ['COMPRESSED', 'DIGITS', 'RATES', 'by_ratio', 'contender', 'def_q', 'protocol']
 

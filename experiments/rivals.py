@@ -10,7 +10,7 @@ though one at their edge might have been chosen as well: both were mended after 
 """
 
 from experiments.few_bits import again, def_q, on_digits
-from experiments.plan import Contender, Setting
+from experiments.tuning import Contender, Setting
 
 __all__ = ['PAGE', 'SETTINGS', 'perceptron', 'sign_ef', 'sparse_loco', 'top_k']
 

@@ -6,8 +6,8 @@ message; PowerSGD of rank 1 and EF-signSGD send about 1/32 here, which favours t
 """
 
 from experiments.few_bits import def_q, on_convolutions
-from experiments.plan import Contender
 from experiments.rivals import sign_ef, sparse_loco, top_k
+from experiments.tuning import Contender
 
 __all__ = ['PAGE', 'SETTINGS']
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments import lanes, trained
-from experiments.plan import Cell, Setting, cell
 from experiments.spec import Record, Records, Spec
+from experiments.tuning import Cell, Setting, cell
 
 __all__ = ['EXECUTORS', 'Runner', 'finished', 'recorded', 'train']
 

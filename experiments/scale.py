@@ -6,7 +6,7 @@ correction is made for their number, so one of twenty such intervals may miss it
 """
 
 from experiments.few_bits import def_q
-from experiments.plan import Contender, Setting
+from experiments.tuning import Contender, Setting
 
 __all__ = ['PAGE', 'SETTINGS']
 

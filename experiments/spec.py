@@ -25,7 +25,7 @@ class Spec:
     Attributes:
         problem: a key of `problems.PROBLEMS`.
         where: arguments of the problem, such as its width or its number of workers.
-        method: a key of `def_jax.METHODS`.
+        method: a key of `def_jax.baselines.METHODS`.
         options: keys of the trainer's configuration, among them the method's `ratio` and `bits`.
         rate: the peak learning rate.
         seed: of the initial parameters, the batches and the blocks.

@@ -4,7 +4,7 @@ The settings of VGG-16 need a GPU, about half an hour a run: `--only VGG-16`, wi
 """
 
 from experiments.paper_tables import DIGITS, RATES, contender, protocol
-from experiments.plan import Setting
+from experiments.tuning import Setting
 
 __all__ = ['EXECUTOR', 'PAGE', 'SETTINGS']
 

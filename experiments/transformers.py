@@ -21,7 +21,7 @@ import dataclasses
 
 from experiments.adamw import adamw
 from experiments.few_bits import def_q
-from experiments.plan import Contender, Setting
+from experiments.tuning import Contender, Setting
 
 __all__ = ['PAGE', 'SETTINGS']
 

@@ -11,9 +11,8 @@ from compressing import masks
 from jax.sharding import PartitionSpec as P
 
 import def_jax
-from def_jax.compressors import shared_key
-from def_jax.compressors.base import typed_key
-from def_jax.mesh.collectives import vary_if_tracked
+from def_jax.ground.collectives import vary_if_tracked
+from def_jax.ground.random import shared_key, typed_key
 
 NUM_STEPS = 50
 LEARNING_RATES = np.where(np.arange(NUM_STEPS) < 30, 0.02, 0.002)  # one drop

@@ -1,7 +1,8 @@
 """The oracle of messages in few bits: NumPy in float64, worker by worker, written from the description alone.
 
-Workers round each part of their message in a unit of their own. Worker k takes the mean of chunk k, rounds it
-again, and keeps K times what that takes. Which element lies in which chunk, and in which part, is given.
+Workers round each part of their message in a unit of their own, but for chunk k of worker k, which stays as
+it is. Worker k takes the mean of chunk k, rounds it again, and keeps K times what that takes. Which element
+lies in which chunk, and in which part, is given.
 """
 
 import ml_dtypes
@@ -41,9 +42,12 @@ def exchange(messages, part, chunk, bits):
     workers = len(messages)
     sent, ambiguous = np.zeros_like(messages), np.zeros(part.shape, bool)
     for k in range(workers):
-        for p in set(part.tolist()):
-            sent[k, part == p], near = rounded(messages[k, part == p], bits)
-            ambiguous[part == p] |= near
+        travels = (chunk != k) | (workers == 1)
+        sent[k] = messages[k]
+        for p in set(part[travels].tolist()):
+            here = travels & (part == p)
+            sent[k, here], near = rounded(messages[k, here], bits)
+            ambiguous[here] |= near
     if workers == 1:
         return sent[0], messages - sent, ambiguous
     mean, kept = np.zeros_like(messages[0]), messages - sent

@@ -30,6 +30,7 @@ class Settings(NamedTuple):
     outer: tuple[float, float] = (1.0, 0.0)
     average_every: int = 0
     overlap: bool = False
+    dtypes: tuple = ()  # of x, coordinate by coordinate; () if float32 holds it
 
 
 class State(NamedTuple):
@@ -49,6 +50,16 @@ def exchange(sent, message, bits):
     return rounded.mean(0), sent - rounded, np.zeros(message.part.shape, bool)
 
 
+def rounded(x, dtypes):
+    """Numbers [m] as these dtypes hold them."""
+    return np.array([float(np.float32(value).astype(dtype)) for value, dtype in zip(x, dtypes, strict=True)])
+
+
+def weighted(updates, weights):
+    """Updates [K, d], each times K·w_k / Σ w; zero if all weights are."""
+    return updates * (len(weights) * weights / max(weights.sum(), 1e-30))[:, None]
+
+
 def step(s: Settings, t: int, state: State, updates: np.ndarray, message: Message):
     """The state after step t, with updates [K, d]; how inexact x may be, and what is ambiguous: [d]."""
     x, r, velocity, energy = (z.copy() for z in state)
@@ -60,9 +71,15 @@ def step(s: Settings, t: int, state: State, updates: np.ndarray, message: Messag
         sent = np.where(own, pending[:, message.index], 0)
         mean, kept, near = exchange(sent, message, s.bits)
         velocity[at] = s.outer[1] * velocity[at] + mean[own]
-        x[at] += s.outer[0] * velocity[at]
         pending[:, at] = kept[:, own]
         ambiguous[at] = near[own]
+        moved = x[at] + s.outer[0] * velocity[at]
+        if s.dtypes:  # what x cannot hold stays with all workers
+            ends = [rounded(moved + shift, np.take(s.dtypes, at)) for shift in (0, -3e-6, 3e-6)]
+            ambiguous[at] |= ends[1] != ends[2]
+            pending[:, at] += moved - ends[0]
+            moved = ends[0]
+        x[at] = moved
         # Sums of bfloat16 numbers are rounded, too.
         inexact[at] = 2**-7 * np.abs(sent).mean(0)[own] if s.bits == 16 else 0
         found = [np.sum(message.weight * sent.mean(0) ** 2), np.mean(sent**2 @ message.weight)]

@@ -17,7 +17,7 @@ from sharded_workers import mesh_of, step_of
 import def_jax
 from def_jax import elastic
 from def_jax.elastic import roll_call, service, transfer
-from def_jax.mesh.regrouping import regroup
+from def_jax.state.regrouping import regroup
 
 
 @pytest.mark.parametrize(

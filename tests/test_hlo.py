@@ -145,7 +145,7 @@ def test_the_gradient_waits_for_no_memory_of_a_message_in_flight(options):
     [
         *((def_jax.random_block(ratio), 2) for ratio in (37, 1000)),
         (def_jax.random_block(64, allocation='balanced'), 2),
-        (def_jax.random_k(64), 4),
+        (def_jax.baselines.random_k(64), 4),
     ],
     ids=['37', '1000', 'balanced', 'elements'],
 )

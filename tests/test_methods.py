@@ -32,7 +32,7 @@ RATIO, MOMENTUM, WEIGHT_DECAY, DETACH, PERIOD = 4, 0.9, 0.05, 0.3, 3
 @functools.cache
 def trained(name, num_workers, average_every):
     """The method's points after 0, ..., T steps: each [K, T + 1, d]."""
-    method = def_jax.get_method(name)
+    method = def_jax.baselines.get_method(name)
     optimizer = method.optimizer(
         optax.add_decayed_weights(WEIGHT_DECAY),
         optax.sgd(learning_rate, momentum=MOMENTUM),

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import def_jax
-from def_jax import diagnostics
-from def_jax.compressors import shared_key
+from def_jax import baselines, diagnostics
+from def_jax.ground.random import shared_key
 
 BLOCK = def_jax.random_block(4)
 PARAMS = {'w': jnp.ones((4, 8)), 'b': jnp.ones(3)}
@@ -38,9 +38,10 @@ def seeded(make):
 
 MISTAKES = [
     *(
-        (f'compressor={compressor.__name__} must be called first', make, compressor, 'workers')
+        (rf'compressor={name} must be called first: pass what {name}', make, function, 'workers')
         for make in (def_jax.error_feedback, def_jax.ef21)
-        for compressor in (def_jax.random_block, def_jax.random_k, def_jax.scaled, def_jax.identity)
+        for function in (def_jax.random_block, def_jax.identity, baselines.random_k, baselines.scaled)
+        for name in [function.__name__]
     ),
     *(
         (r'seed is an array of .* and shape .*, but must be an integer', make, seed)
@@ -86,7 +87,7 @@ MISTAKES = [
     ),
     ("order='sorted' must be .*'cyclic'", functools.partial(def_jax.random_block, 4, order='sorted')),
     ("allocation=0 must be .* or 'balanced'", functools.partial(def_jax.random_block, 4, allocation=0)),
-    *((r'must be a number in \(0, 1\]', def_jax.scaled, delta) for delta in (0, 1.1, math.nan, True)),
+    *((r'must be a number in \(0, 1\]', baselines.scaled, delta) for delta in (0, 1.1, math.nan, True)),
     (r'compression=8 with bits=2.* Choose compression >= 16', def_jax.def_sgd, 0.1, 8, None),
     ('compression=0.5 must be a finite number >= 1', def_jax.def_adamw, 0.1, 0.5, None),
     (r'momentum=1 must be a number in \[0, 1\)', functools.partial(PRESET, momentum=1)),

@@ -86,8 +86,8 @@ def test_a_configuration_file_can_be_copied_alone(name):
     assert modules == {'def_jax', 'ml_collections'}
 
 
-def test_the_changelog_begins_with_this_version():
-    newest = re.search(r'^## (\d\S*)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1]
+def test_the_newest_release_of_the_changelog_is_this_version():
+    newest = re.search(r'^## (\d\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1]
     assert newest == def_jax.__version__
 
 
@@ -98,7 +98,6 @@ def test_ruff_is_pinned_once():
     assert f'ruff=={required}' in CONSTRAINTS
     hooks = (ROOT / '.pre-commit-config.yaml').read_text()
     assert re.findall(r'ruff-pre-commit\n\s+rev: v(\S+)', hooks) == [required]
-    assert metadata.version('ruff') == required
 
 
 def test_the_versions_that_passed_are_names_and_versions_of_all_that_is_required():

@@ -78,7 +78,7 @@ def test_b_a_verdict_on_a_step_is_the_same_on_all_workers():
     always = functools.partial(step, verdict=lambda grads: True)
     params, state = train(wrapper(skip_nonfinite=True, bits=2), steps=4, step=always)
     assert copies_agree(params) and np.isfinite(params['w']).all()
-    assert set(state.step.tolist()) == set(state.extra['skipped'].tolist()) == {2}
+    assert set(state.step.tolist()) == set(state.skipped.tolist()) == {2}
     own = functools.partial(step, verdict=lambda grads: jnp.isfinite(grads['w']).all())
     with pytest.raises(ValueError, match=r'workers have different opt_state\.step, .*def_jax\.all_finite'):
         def_jax.stack_state(train(wrapper(), steps=4, step=own)[1])

@@ -16,8 +16,8 @@ import def_jax
 from benchmarks.optimizers import Make, update
 from benchmarks.trees import Network, gradient, shapes, whole_step
 from def_jax.elastic import SHARD_AXIS
-from def_jax.mesh.ownership import own_leaves
-from def_jax.mesh.spmd.at_points import detaches, point
+from def_jax.sharding.at_points import detaches, point
+from def_jax.state.ownership import own_leaves
 from def_jax.trainer.state import per_worker
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers.base import AXIS

@@ -12,7 +12,7 @@ import def_jax
 from benchmarks.cluster import jax_side, timing
 from benchmarks.cluster.jax_side import AXIS, Variant, on_workers, place
 from benchmarks.cluster.workloads import LEARNING_RATE, MLP_SIZES, NUM_CLASSES, VGG16_STAGES, VGG_IMAGE
-from def_jax.mesh.spmd.at_points import point
+from def_jax.sharding.at_points import point
 from def_jax.trainer.models.vgg import VGG
 
 

@@ -81,7 +81,9 @@ def burst(rate: str) -> int:
     A pause, such as a step's computation, fills the bucket. Were it as large as a message, the message would
     pass as if the network were not shaped.
     """
-    from def_jax.tools.plan import parse_bandwidth  # PyTorch's workers, which import this module, have no JAX
+    from def_jax.tools.planner import (
+        parse_bandwidth,  # PyTorch's workers, which import this module, have no JAX
+    )
 
     return max(10_000, round(0.002 * parse_bandwidth(rate) / 8))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import pages
 from benchmarks.cluster.network import HEADERS
-from def_jax.tools.plan import Plan, parse_bandwidth
+from def_jax.tools.planner import Plan, parse_bandwidth
 
 __all__ = ['merged', 'ring_bytes', 'write']
 

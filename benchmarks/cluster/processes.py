@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster.network import INTERFACE, Network, Unavailable, check_available
-from def_jax.tools.launch import die_with_parent
+from def_jax.tools.launcher import die_with_parent
 
 _ROOT = Path(__file__).resolve().parents[2]
 

@@ -25,7 +25,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from benchmarks.reliability import elastic_page
-from def_jax.tools.launch import Launcher
+from def_jax.tools.launcher import Launcher
 
 WORKER = Path(__file__).with_name('elastic_worker.py').resolve()
 THAW_SECONDS = 12  # more than the heartbeat's 10

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from def_jax.elastic.network import free_address
-from def_jax.guards import leaf_names
+from def_jax.ground.arguments import leaf_names
 from def_jax.trainer import metrics
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from scipy import stats
 
 from benchmarks import pages, records
 from def_jax.tools import pictures
-from def_jax.tools.plan import Plan, parse_bandwidth
+from def_jax.tools.planner import Plan, parse_bandwidth
 from experiments.statistics import mean_std, student
 
 __all__ = ['write']

@@ -18,7 +18,7 @@ from jax import lax
 import def_jax
 from benchmarks.cluster import timing
 from benchmarks.cluster.jax_side import AXIS, finish, meet, mlp, on_workers, place, start
-from def_jax.mesh.spmd.at_points import detaches, point
+from def_jax.sharding.at_points import detaches, point
 from def_jax.trainer.data.order import steps_per_epoch, train_positions
 
 _NUM_CLASSES, _PATCH = 10, 4

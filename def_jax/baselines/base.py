@@ -20,10 +20,10 @@ from jax.flatten_util import ravel_pytree
 from def_jax.compressors import identity
 from def_jax.compressors.base import Selection
 from def_jax.error_feedback import error_feedback, wrapped
-from def_jax.mesh.collectives import all_gather
-from def_jax.mesh.link import float32_updates, float32_zeros, link
+from def_jax.ground.collectives import all_gather
+from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import pend
-from def_jax.types import AxisName, PyTree
+from def_jax.state.link import float32_updates, float32_zeros, link
 
 __all__ = [
     'Exchanged',
@@ -32,14 +32,14 @@ __all__ = [
     'chunk_shape',
     'feedback',
     'from_chunks',
+    'from_words',
     'gather_largest',
     'gathered_mean',
     'largest',
     'matrix_shape',
-    'pack',
     'plus',
     'to_chunks',
-    'unpack',
+    'to_words',
 ]
 
 
@@ -88,7 +88,7 @@ def feedback(
     def init(params):
         return ResidualState(float32_zeros(params), init_carry(params))
 
-    def step(updates, state):
+    def step(updates, state, _):
         given = float32_updates(updates, state.residual)
         pending = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
         update, residual, carry = _exchanged(pending, exchange, state.carry)
@@ -114,7 +114,7 @@ def around(
     """
     start = error_feedback(identity(), None, detach=0.0)  # its state alone: nothing is sent
 
-    def step(updates, state):
+    def step(updates, state, _):
         update, residual, _ = _exchanged(pend(updates, state.residual), exchange, ())
         return update, state._replace(step=state.step + 1, residual=residual)
 
@@ -247,15 +247,15 @@ def gathered_mean(message: jax.Array, decoded: Callable[[jax.Array], PyTree], ax
     return jax.tree.map(lambda x: x / len(gathered), total)
 
 
-def pack(values: jax.Array, bits: int) -> jax.Array:
+def to_words(values: jax.Array, bits: int) -> jax.Array:
     """Numbers of so many bits in words of 32: [n] -> uint32 [⌈n·bits / 32⌉]. `bits` divides 32."""
     fit = 32 // bits
     padded = jnp.pad(values.astype(jnp.uint32), (0, -len(values) % fit)).reshape(-1, fit)
     return jnp.sum(padded << _shifts(bits), axis=1, dtype=jnp.uint32)
 
 
-def unpack(words: jax.Array, bits: int, size: int) -> jax.Array:
-    """Undoes `pack`: uint32 [size]."""
+def from_words(words: jax.Array, bits: int, size: int) -> jax.Array:
+    """Undoes `to_words`: uint32 [size]."""
     return (words[:, None] >> _shifts(bits) & jnp.uint32(2**bits - 1)).reshape(-1)[:size]
 
 

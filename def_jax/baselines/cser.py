@@ -4,12 +4,12 @@ import jax
 import optax
 
 from def_jax.baselines.base import plus
-from def_jax.checks import check_ratio, is_number
 from def_jax.compressors import Compressor, check_compressor, random_block
-from def_jax.compressors.base import typed_key
 from def_jax.error_feedback import error_feedback, wrapped
-from def_jax.mesh.collectives import pmean
-from def_jax.types import AxisName
+from def_jax.ground.arguments import check_ratio, is_number
+from def_jax.ground.collectives import pmean
+from def_jax.ground.random import typed_key
+from def_jax.ground.types import AxisName
 
 __all__ = ['cser', 'cser_of_ratio']
 
@@ -65,7 +65,7 @@ def cser(
     check_compressor(update_compressor)
     resets = error_feedback(compressor, axis_name, seed=seed, detach=1.0, every=every)
 
-    def step(updates, state):
+    def step(updates, state, _):
         # Another key than the link's own: C₁ and C₂ draw independently.
         key = jax.random.key_data(jax.random.fold_in(typed_key(state.key), 1))
         selection = update_compressor(key, state.step, updates)

@@ -13,8 +13,8 @@ from def_jax.baselines.base import (
     gather_largest,
     to_chunks,
 )
-from def_jax.checks import check_integer, check_number, check_ratio
-from def_jax.types import AxisName
+from def_jax.ground.arguments import check_integer, check_number, check_ratio
+from def_jax.ground.types import AxisName
 
 __all__ = ['cosines', 'demo']
 

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import optax
 
-from def_jax.mesh.collectives import pmean
-from def_jax.mesh.link import link
-from def_jax.types import AxisName
+from def_jax.ground.collectives import pmean
+from def_jax.ground.types import AxisName
+from def_jax.state.link import link
 
 __all__ = ['AllReduceMeanState', 'all_reduce_mean']
 
@@ -40,7 +40,7 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformationExtraArg
     [2.0, 2.0]
     """
 
-    def step(updates, state):
+    def step(updates, state, _):
         return pmean(updates, axis_name), state
 
     return link(lambda params: AllReduceMeanState(), step, axis_name)

@@ -8,11 +8,12 @@ import optax
 from jax import lax
 
 from def_jax.baselines.base import plus
-from def_jax.checks import check_seed, is_number
-from def_jax.compressors import Compressor, check_compressor, shared_key
-from def_jax.mesh.collectives import check_not_summed, pmean
-from def_jax.mesh.link import float32_updates, float32_zeros, link
-from def_jax.types import AxisName, PyTree
+from def_jax.compressors import Compressor, check_compressor
+from def_jax.ground.arguments import check_seed, is_number
+from def_jax.ground.collectives import check_not_summed, pmean
+from def_jax.ground.random import shared_key
+from def_jax.ground.types import AxisName, PyTree
+from def_jax.state.link import float32_updates, float32_zeros, link
 
 __all__ = ['EF21State', 'GradientAverageState', 'ef21', 'ef21_sgdm']
 
@@ -74,7 +75,7 @@ def ef21(
         local, mean = float32_zeros(params), float32_zeros(params)  # two: a step may donate its state
         return EF21State(jnp.zeros((), jnp.uint32), shared_key(seed), local, mean)
 
-    def step(updates, state):
+    def step(updates, state, _):
         grads = float32_updates(updates, state.local)
 
         def first():

@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar
 import optax
 
 from def_jax import compressors
-from def_jax.alias import block_ratio, def_sgd
 from def_jax.baselines.cser import cser_of_ratio
 from def_jax.baselines.demo import demo
 from def_jax.baselines.dense import all_reduce_mean
@@ -28,9 +27,10 @@ from def_jax.baselines.scaled import scaled
 from def_jax.baselines.signs import sign_ef
 from def_jax.baselines.sparse_loco import sparse_loco
 from def_jax.baselines.top_k import top_k
-from def_jax.checks import check_integer
 from def_jax.error_feedback import error_feedback
-from def_jax.types import AxisName
+from def_jax.ground.arguments import check_integer
+from def_jax.ground.types import AxisName
+from def_jax.presets import block_ratio, def_sgd
 from def_jax.wires import Bits
 
 __all__ = ['METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
@@ -175,9 +175,9 @@ class Method:
         Raises:
             ValueError: if an argument is out of range or has no effect on the method.
 
-        >>> from def_jax import METHODS, random_block
+        >>> import def_jax
         >>> optimizer = METHODS['ef'].optimizer(
-        ...     optax.add_decayed_weights(5e-4), optax.sgd(0.1), 'workers', random_block(256))
+        ...     optax.add_decayed_weights(5e-4), optax.sgd(0.1), 'workers', def_jax.random_block(256))
         """
         detach, own = options.get('detach'), self.options
         if isinstance(detach, str) and 'detach' not in own:

@@ -8,10 +8,10 @@ import optax
 from jax import lax
 
 from def_jax.baselines.signs import exchange_signs
-from def_jax.checks import check_integer, check_number
-from def_jax.mesh.collectives import pmean
-from def_jax.mesh.link import float32_updates, float32_zeros, link
-from def_jax.types import AxisName, PyTree
+from def_jax.ground.arguments import check_integer, check_number
+from def_jax.ground.collectives import pmean
+from def_jax.ground.types import AxisName, PyTree
+from def_jax.state.link import float32_updates, float32_zeros, link
 
 __all__ = ['OneBitAdamState', 'onebit_adam']
 
@@ -79,7 +79,7 @@ def onebit_adam(
         mu, nu, residual = (float32_zeros(params) for _ in range(3))
         return OneBitAdamState(jnp.zeros((), jnp.uint32), mu, nu, residual)
 
-    def step(updates, state):
+    def step(updates, state, _):
         grads = float32_updates(updates, state.residual)
 
         def dense():

@@ -8,11 +8,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from def_jax.baselines.base import Exchanged, feedback, matrix_shape
-from def_jax.checks import check_integer, check_ratio, check_seed
-from def_jax.compressors import shared_key
-from def_jax.compressors.base import typed_key
-from def_jax.mesh.collectives import pmean
-from def_jax.types import AxisName
+from def_jax.ground.arguments import check_integer, check_ratio, check_seed
+from def_jax.ground.collectives import pmean
+from def_jax.ground.random import shared_key, typed_key
+from def_jax.ground.types import AxisName
 
 __all__ = ['factored', 'powersgd', 'rank_of_ratio']
 

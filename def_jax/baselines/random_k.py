@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.checks import check_ratio
-from def_jax.compressors.base import Compressor, Layout, Part, Selection, check_indexable, typed_key
+from def_jax.compressors.base import Compressor, Part, Selection, check_indexable
 from def_jax.compressors.blocks import Block, same_share
+from def_jax.ground.arguments import check_ratio
+from def_jax.ground.random import typed_key
+from def_jax.wires.layouts import Layout
 
 __all__ = ['random_k']
 

@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from def_jax.checks import is_number
 from def_jax.compressors.base import Compressor, Part, Selection
+from def_jax.ground.arguments import is_number
 
 __all__ = ['scaled']
 
@@ -50,6 +50,6 @@ def scaled(delta: float) -> Compressor:
             placed = [(x + (m.reshape(x.shape) - delta * x)).astype(x.dtype) for x, m in parts]
             return jax.tree.unflatten(treedef, placed)
 
-        return Selection(take, replace, delta)
+        return Selection(take, replace)
 
-    return Compressor(select, parts)
+    return Compressor(select, parts, scales=True)

@@ -8,8 +8,8 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from def_jax.baselines.base import Exchanged, around, gathered_mean, pack, unpack
-from def_jax.types import AxisName, PyTree
+from def_jax.baselines.base import Exchanged, around, from_words, gathered_mean, to_words
+from def_jax.ground.types import AxisName, PyTree
 
 __all__ = ['exchange_signs', 'sign_ef']
 
@@ -72,13 +72,13 @@ def exchange_signs(
     leaves = jax.tree.leaves(pending)
     magnitudes = jnp.array([magnitude(leaf) if leaf.size else 0.0 for leaf in leaves], jnp.float32)
     whole, unravel = ravel_pytree(pending)
-    message = jnp.concatenate([pack(whole >= 0, 1), lax.bitcast_convert_type(magnitudes, jnp.uint32)])
+    message = jnp.concatenate([to_words(whole >= 0, 1), lax.bitcast_convert_type(magnitudes, jnp.uint32)])
     words = len(message) - len(leaves)
 
     def decoded(message):
         each = lax.bitcast_convert_type(message[words:], jnp.float32)
         scale, _ = ravel_pytree([jnp.full(leaf.shape, m) for m, leaf in zip(each, leaves, strict=True)])
-        return jnp.where(unpack(message[:words], 1, whole.size) == 1, scale, -scale)
+        return jnp.where(from_words(message[:words], 1, whole.size) == 1, scale, -scale)
 
     mean = gathered_mean(message, decoded, axis_name)
     return unravel(mean), unravel(decoded(message))

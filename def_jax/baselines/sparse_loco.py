@@ -13,18 +13,18 @@ from def_jax.baselines.base import (
     ResidualState,
     feedback,
     from_chunks,
+    from_words,
     gathered_mean,
     largest,
-    pack,
     to_chunks,
-    unpack,
+    to_words,
 )
-from def_jax.checks import check_integer, check_number, check_ratio
 from def_jax.compressors import identity
-from def_jax.compressors.base import Layout
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback, wrapped
-from def_jax.mesh.link import float32_updates
-from def_jax.types import AxisName
+from def_jax.ground.arguments import check_integer, check_number, check_ratio
+from def_jax.ground.types import AxisName
+from def_jax.state.link import float32_updates
+from def_jax.wires.layouts import Layout
 
 __all__ = ['SparseLoCoState', 'sparse_loco']
 
@@ -39,12 +39,12 @@ class SparseLoCoState(ErrorFeedbackState):
 
     @property
     def error(self) -> ResidualState:
-        """What worker k's messages have left out, in `extra`."""
-        return self.extra['error']
+        """What worker k's messages have left out: its decay stands for the outer momentum."""
+        return self.outer
 
     @property
     def per_worker(self) -> tuple[str, ...]:
-        return (*super().per_worker, 'error')
+        return (*super().per_worker, 'outer')
 
 
 def sparse_loco(
@@ -105,10 +105,10 @@ def sparse_loco(
     accumulate = error_feedback(identity(), None, detach=1.0)  # its state alone: nothing is sent
 
     def init(params):
-        started = accumulate.init(params)._replace(extra={'error': messages.init(params)})
+        started = accumulate.init(params)._replace(outer=messages.init(params))
         return SparseLoCoState(*started)
 
-    def step(updates, state):
+    def step(updates, state, _):
         moved = jax.tree.map(jnp.add, state.residual, float32_updates(updates, state.residual))
 
         def send(moved, error):
@@ -121,7 +121,7 @@ def sparse_loco(
         count = state.step + 1
         due = functools.partial(lax.cond, count % every == 0, send, wait) if every > 1 else send
         update, residual, error = due(moved, state.error)
-        return update, state._replace(step=count, residual=residual, extra={'error': error})
+        return update, state._replace(step=count, residual=residual, outer=error)
 
     return wrapped(inner, init, step, axis_name, SparseLoCoState)
 
@@ -160,11 +160,11 @@ def _encoded(
         return jnp.concatenate([jnp.zeros(0, dtype), *(part.ravel().astype(dtype) for part in parts)])
 
     def apart(words, bits):
-        return Layout.dense(sizes).split(unpack(words, bits, sum(sizes)), sizes)
+        return Layout.dense(sizes).split(from_words(words, bits, sum(sizes)), sizes)
 
     sections = [
-        pack(joined([codes for codes, _ in quantised], jnp.uint32), _BITS),
-        pack(joined(places, jnp.int32), _INDEX_BITS),
+        to_words(joined([codes for codes, _ in quantised], jnp.uint32), _BITS),
+        to_words(joined(places, jnp.int32), _INDEX_BITS),
         lax.bitcast_convert_type(joined([means for _, means in quantised], jnp.float32), jnp.uint32),
     ]
     lengths = [len(section) for section in sections]

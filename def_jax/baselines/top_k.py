@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 
 from def_jax.baselines.base import Exchanged, around, gather_largest
-from def_jax.checks import check_ratio
-from def_jax.mesh.collectives import num_workers
-from def_jax.types import AxisName
+from def_jax.ground.arguments import check_ratio
+from def_jax.ground.collectives import num_workers
+from def_jax.ground.types import AxisName
 
 __all__ = ['top_k']
 

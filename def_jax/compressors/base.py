@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
+from def_jax.wires.layouts import Layout
 
 
 class Selection(NamedTuple):
@@ -25,7 +24,6 @@ class Selection(NamedTuple):
     take: Callable[[PyTree], jax.Array]  # tree -> message, float32 [M]
     # tree x, message -> x - C(x) + the message at its place
     replace: Callable[[PyTree, jax.Array], PyTree]
-    scale: float = 1.0  # what `take` multiplies the coordinates by
 
     def place(self, message: jax.Array, like: PyTree) -> PyTree:
         """The message at its place in zeros of `like`'s shapes and dtypes."""
@@ -39,42 +37,17 @@ class Part(NamedTuple):
     weight: float  # times its squared norm is an unbiased estimate of the tensor's
 
 
-class Layout(NamedTuple):
-    """Where the parts of a message lie. What lies between them is zero in a message, and ignored."""
-
-    begins: tuple[int, ...]  # of the parts
-    total: int  # elements of the message
-
-    @classmethod
-    def dense(cls, sizes: Sequence[int]) -> 'Layout':
-        """Parts of these sizes, one after the other."""
-        ends = np.cumsum([0, *sizes], dtype=np.int64).tolist()
-        return cls(tuple(ends[:-1]), ends[-1])
-
-    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """The message, float32 [total], of its parts."""
-        found: list[jax.Array] = []
-        ends = (*self.begins[1:], self.total)[: len(self.begins)]
-        for part, begin, end in zip(parts, self.begins, ends, strict=True):
-            found += [part, jnp.zeros(end - begin - part.size, jnp.float32)]
-        return jnp.concatenate([jnp.zeros(0, jnp.float32), *(x for x in found if x.size)])
-
-    def split(self, message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-        """Undoes `join`."""
-        places = zip(self.begins, sizes, strict=True)
-        return [lax.slice_in_dim(message, begin, begin + size) for begin, size in places]
-
-
 @dataclasses.dataclass(frozen=True)
 class Compressor:
     """A linear compressor C. Call it with the shared key, the step and a tree to get its `Selection`."""
 
     # shared key, step, like, where the parts lie in the message
-    select: Callable[[jax.Array, jax.Array, PyTree, 'Layout'], Selection]
+    select: Callable[[jax.Array, jax.Array, PyTree, Layout], Selection]
     parts: Callable[[PyTree], Sequence[Part]]  # like -> what a message holds, one part after the other
     # The residual's mean squared age and mean age, as shares of those of the block that is sent; those of
     # independent draws. See `orders.AGE_SHARES`.
     age_shares: tuple[float, float] = (1.0, 1.0)
+    scales: bool = False  # whether coordinates are sent otherwise than as they are
 
     def __call__(
         self, key: jax.Array, step: jax.Array, like: PyTree, layout: Layout | None = None
@@ -92,7 +65,10 @@ def check_compressor(compressor: Any) -> None:
         return
     if getattr(compressor, '__module__', '').startswith('def_jax.'):
         name = compressor.__name__
-        raise ValueError(f'compressor={name} must be called first, as in def_jax.{name}(ratio=64).')
+        raise ValueError(
+            f'compressor={name} must be called first: pass what {name}(...) returns, such as '
+            'def_jax.random_block(ratio=64).'
+        )
     raise ValueError(
         f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64). Wrap a function of your '
         'own in def_jax.compressors.Compressor(select, parts).'
@@ -112,51 +88,6 @@ def check_indexable(tensors: Iterable[tuple[tuple[int, ...], int]]) -> None:
             )
 
 
-# The generator is named and not JAX's default: under vmap the 'rbg' generators draw other numbers for each
-# entry of the batch, so that workers with equal keys would choose different blocks.
-_GENERATOR = 'threefry2x32'
-
-
-def shared_key(seed: int | jax.Array) -> jax.Array:
-    """The key, uint32 [2], that every worker makes from the same seed."""
-    return jax.random.key_data(jax.random.key(seed, impl=_GENERATOR))
-
-
-def typed_key(key: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(key, impl=_GENERATOR)
-
-
-def draw(key: jax.Array, path: Sequence[Any], counts: jax.Array, index: Any = 0) -> jax.Array:
-    """Element `index` of `jax.random.randint` below each count, uint32, of a key into which `path` is folded.
-
-    Splitting the key and making its bits are folds, too, so a single loop computes all, and XLA compiles one
-    threefry.
-    """
-    half = np.arange(2, dtype=np.uint32).reshape(2, *[1] * max(map(np.ndim, [*path, counts, index])))
-    high, low = words(fold(key, [*path, half, index], counts.shape))
-    counts = jnp.broadcast_to(counts, low.shape)  # users may have forbidden to promote ranks
-    wrapped = jnp.uint32(2**16) % counts
-    wrapped = wrapped * wrapped % counts
-    return (high % counts * wrapped + low % counts) % counts
-
-
-def fold(key: jax.Array, path: Sequence[Any], shape: Sequence[int] = ()) -> jax.Array:
-    """Typed keys: all of `path`, uint32, folded into the key one after the other, broadcast."""
-    shape = jnp.broadcast_shapes(key.shape, shape, *map(jnp.shape, path))
-    rows = jnp.stack([jnp.broadcast_to(jnp.asarray(data, jnp.uint32), shape).reshape(-1) for data in path])
-    fold_in = jax.vmap(jax.random.fold_in)
-    keys, _ = lax.scan(
-        lambda keys, data: (fold_in(keys, data), None), jnp.broadcast_to(key, shape).reshape(-1), rows
-    )
-    return keys.reshape(shape)
-
-
-def words(keys: jax.Array) -> jax.Array:
-    """The 32 random bits of a key, as threefry makes them of two words."""
-    pair = jax.random.key_data(keys)
-    return pair[..., 0] ^ pair[..., 1]
-
-
 def message_size(compressor: Compressor, params: PyTree) -> int:
     """Number of elements B of the message that one worker sends for `params`; nothing is computed.
 
@@ -171,13 +102,3 @@ def message_size(compressor: Compressor, params: PyTree) -> int:
     81
     """
     return sum(compressor.sizes(params))
-
-
-def part_places(begins: Sequence[int], *after: jax.Array) -> list[jax.Array]:
-    """For parts that begin here in a message, each one's index and where it begins, uint32 [2].
-
-    Behind the barrier these are arguments, not constants, of a kernel, which XLA then compiles once for all
-    leaves of a shape. XLA for GPUs takes parts at the same places in one kernel, unless their places wait for
-    different `after`.
-    """
-    return lax.optimization_barrier(([jnp.array(pair, jnp.uint32) for pair in enumerate(begins)], after))[0]

@@ -12,8 +12,10 @@ import numpy as np
 from jax import lax
 
 from def_jax.compressors import base, orders
-from def_jax.compressors.base import Compressor, Layout, Part, Selection
-from def_jax.mesh.link import in_memory
+from def_jax.compressors.base import Compressor, Part, Selection
+from def_jax.ground import random
+from def_jax.ground.barriers import in_memory, part_places, read_after
+from def_jax.wires.layouts import Layout
 
 _SHORT_RUN = 16  # float32 elements in a line of cache
 _PER_HALVING = 0.02  # a run half as long is worth a ratio that is 2% off
@@ -141,26 +143,15 @@ def _draw_places(
 
     grids, shapes = [block.grid for block in blocks], [block.shape for block in blocks]
     counts = jnp.array([block.num_tiles for block in blocks], jnp.uint32)
-    leaves, typed = jnp.arange(len(blocks), dtype=jnp.uint32), base.typed_key(key)
+    leaves, words = jnp.arange(len(blocks), dtype=jnp.uint32), (key[0], key[1])
     if order == 'random':
-        drawn = base.draw(typed, [step, leaves], counts)
+        drawn = random.draw(words, [step, leaves], counts)
     else:
-        drawn = orders.place_in_round(order, typed, step, leaves, counts)
+        drawn = orders.place_in_round(order, words, step, leaves, counts)
     below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
     first = drawn[:, None] // below % table(grids) * table(shapes)
     row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)
-    return [(row(leaf), begin) for leaf, begin in base.part_places(layout.begins, key)]
-
-
-def read_after(values: jax.Array, x: jax.Array) -> jax.Array:
-    """x, once `values` of any type are computed: of its shape, or one number for all of it.
-
-    Were x in memory earlier, XLA would write it over what the values are computed from, and save that by a
-    copy. A shifted sign bit is less than 2, which XLA does not know.
-    """
-    bits = values.dtype.itemsize * 8
-    computed = (lax.bitcast_convert_type(values, f'uint{bits}') >> (bits - 1)) < 2
-    return jnp.where(computed, x, jnp.zeros_like(x))
+    return [(row(leaf), begin) for leaf, begin in part_places(layout.begins, key)]
 
 
 def _box(tensor: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.compressors import base
+from def_jax.ground import random
 
 Order = Literal['random', 'shuffled', 'cyclic']
 # Means over the residual of age² and of age, as shares of those of the block that is sent. A coordinate that
@@ -17,7 +17,7 @@ AGE_SHARES = {'random': (1.0, 1.0), 'shuffled': (3 / 7, 7 / 12), 'cyclic': (1 / 
 _SWAPS = 16  # rounds of the swap-or-not shuffle; each halves what is left of an entry's first place
 
 
-def place_in_round(order: Order, key: jax.Array, step: jax.Array, leaves: Any, counts: Any) -> jax.Array:
+def place_in_round(order: Order, key: random.Key, step: jax.Array, leaves: Any, counts: Any) -> jax.Array:
     """Which block of every tensor a step of a round sends, in O(1) work and memory a tensor, without a sort.
 
     `leaves` are the tensors' indices, `counts` the numbers R of their blocks, and the result is below these,
@@ -25,14 +25,14 @@ def place_in_round(order: Order, key: jax.Array, step: jax.Array, leaves: Any, c
     """
     position = step % counts
     if order == 'cyclic':
-        offset = base.draw(key, [leaves, 0], counts)
+        offset = random.draw(key, [leaves, 0], counts)
     else:
-        keys = base.fold(key, [leaves, step // counts])  # of the round
+        keys = random.fold(key, [leaves, step // counts])  # of the round
         swaps = np.arange(_SWAPS, dtype=np.uint32)[:, None]
         # One draw for the offset and all pivots, which differ in what is folded in.
         purpose, index = np.r_[[[0]], 0 * swaps + 1], np.r_[[[0]], swaps]
-        offset, *pivots = base.draw(keys, [purpose], counts, index)
-        position = _permuted(jnp.stack(pivots), base.words(base.fold(keys, [2, swaps])), position, counts)
+        offset, *pivots = random.draw(keys, [purpose], counts, index)
+        position = _permuted(jnp.stack(pivots), random.words(random.fold(keys, [2, swaps])), position, counts)
     # The random offset makes every block equally likely, whatever the permutation.
     return (position + offset) % counts
 
@@ -52,7 +52,7 @@ def _permuted(pivots: jax.Array, salts: jax.Array, position: jax.Array, size: ja
         swapped = _mixed(jnp.maximum(position, mirrored) ^ salt) & 1
         return jnp.where(swapped, mirrored, position), None
 
-    return lax.scan(swap, position, (pivots, salts))[0]
+    return lax.scan(swap, position, (pivots, salts), unroll=len(pivots))[0]
 
 
 def _mixed(bits: jax.Array) -> jax.Array:

@@ -15,10 +15,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from def_jax.checks import check_choice, check_ratio
 from def_jax.compressors import orders
 from def_jax.compressors.base import Compressor
 from def_jax.compressors.blocks import compressor_of, same_share
+from def_jax.ground.arguments import check_choice, check_ratio
 
 Allocation = Literal['proportional', 'balanced']
 _FARTHEST = 4  # between divisors further apart than this factor, there are sizes that divide nearly

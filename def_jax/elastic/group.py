@@ -11,8 +11,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.mesh.spmd import Spmd
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
+from def_jax.sharding import Spmd
 
 Incarnations = tuple[tuple[int, int], ...]  # process and incarnation, of each that lives
 

@@ -18,9 +18,9 @@ import optax
 
 from def_jax.elastic.group import Group
 from def_jax.elastic.service import ask, retract, tell, versions
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
 
-__all__ = ['SECRET', 'Answers', 'Call', 'RollCall', 'checksums', 'identity_of']
+__all__ = ['SECRET', 'Answers', 'Call', 'RollCall', 'identity_of', 'replica_sums']
 
 SECRET = 'DEF_JAX_SECRET'  # the environment variable
 
@@ -73,8 +73,8 @@ def identity_of(
     return {name: hashlib.sha256(part.encode()).hexdigest() for name, part in parts.items()}
 
 
-def checksums(group: Group, state: PyTree, owns: PyTree) -> list[list[int]]:
-    """Of the replicated values on each device of this process, a row a worker."""
+def replica_sums(group: Group, state: PyTree, owns: PyTree) -> list[list[int]]:
+    """Checksums of the replicated values on each device of this process, a row a worker."""
     sums = dict.fromkeys(group.local, 0)
     for x, own in zip(jax.tree.leaves(state), jax.tree.leaves(owns), strict=True):
         for shard in () if own else x.addressable_shards:

@@ -14,10 +14,9 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
-from def_jax.checks import check_integer
 from def_jax.elastic import transfer
 from def_jax.elastic.group import Group, Incarnations, changes, divided, everywhere, grouped, name_of, names
-from def_jax.elastic.roll_call import Call, RollCall, checksums, identity_of
+from def_jax.elastic.roll_call import Call, RollCall, identity_of, replica_sums
 from def_jax.elastic.service import (
     DiedError,
     FailedError,
@@ -30,11 +29,12 @@ from def_jax.elastic.service import (
     meeting,
 )
 from def_jax.error_feedback import ErrorFeedbackState
-from def_jax.mesh.ownership import abstract_state, link_states, own_leaves, state_specs
-from def_jax.mesh.regrouping import num_stacked, regroup
-from def_jax.mesh.specs import tree_of_specs
-from def_jax.mesh.spmd import Spmd, spmd
-from def_jax.types import PyTree
+from def_jax.ground.arguments import check_integer
+from def_jax.ground.types import PyTree
+from def_jax.sharding import Spmd, spmd
+from def_jax.state.ownership import abstract_state, link_states, own_leaves, state_specs
+from def_jax.state.regrouping import num_stacked, regroup
+from def_jax.state.specs import tree_of_specs
 
 __all__ = ['Team']
 
@@ -274,7 +274,7 @@ class Team:
         if group is self._refuses:
             return None
         state = self._first_state(group) if self._state is None else self._moved(group)
-        sums = checksums(group, state, self._owns)
+        sums = replica_sums(group, state, self._owns)
         found = self._ask(group, Call(before is not None, self.step, trains, sums, self._identity))
         if found.refused:
             self._refuses = group  # until the refused are dead
@@ -376,7 +376,7 @@ class Team:
             return None
         if joined.receive:
             params, opt_state = given = programs[transfer.give](*joined.receive, joined.state)
-            call = Call(True, joined.step, trains, checksums(group, given, self._owns), self._identity)
+            call = Call(True, joined.step, trains, replica_sums(group, given, self._owns), self._identity)
             self._compare(group, [call.sums for call in self._ask(group, call).calls.values()])
         after, results = jax.block_until_ready(programs[function](params, opt_state, batch))
         return after, jax.tree.map(Group.fetched, results)

@@ -1,6 +1,6 @@
 """What a newcomer receives: the leader's replicated values, and the mean of the others' per-worker ones.
 
-The mean is that of `mesh.regrouping`, which a checkpoint of another number of workers takes, too; here it is
+The mean is that of `state.regrouping`, which a checkpoint of another number of workers takes, too; here it is
 over those who live.
 """
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
 
 __all__ = ['give']
 

@@ -2,32 +2,68 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.checks import check_flag, check_integer, check_number
 from def_jax.compressors import Compressor, Selection
-from def_jax.mesh.collectives import num_workers, pmean, vary_if_tracked
-from def_jax.mesh.link import Shards, check_like, float32_updates, float32_zeros
-from def_jax.options import detach_estimate, outer, skipping
-from def_jax.types import Arrive, AxisName, PyTree
-from def_jax.wires import check_bits, exchange, layout
+from def_jax.ground.arguments import check_flag, check_integer, check_number
+from def_jax.ground.collectives import (
+    Group,
+    axis_index,
+    check_inside,
+    divided,
+    num_workers,
+    pmean,
+    vary_if_tracked,
+)
+from def_jax.ground.types import Arrive, AxisName, PyTree
+from def_jax.options import detach_estimate, narrow, outer, skipping
+from def_jax.state.link import (
+    Shards,
+    check_like,
+    check_updates,
+    current_shards,
+    float32_updates,
+    float32_zeros,
+)
+from def_jax.wires import Bits, Route, check_bits
 
 PAPER_DETACH = 0.3  # the λ of the paper's tables, and this library's default
 
 
-@dataclasses.dataclass(frozen=True)
+class Memory(NamedTuple):
+    """What messages change in a link's state, the same on all workers; () where it is not used."""
+
+    step: jax.Array  # uint32 []: messages, or steps between them, that counted
+    outer: PyTree = ()  # state of `outer`; within `send`, of the block alone
+    energy: PyTree = ()  # float32 [] twice: running means of ‖mean_k message‖² and mean_k ‖message‖²
+    skipped: PyTree = ()  # uint32 []: steps that all workers skipped
+
+    @classmethod
+    def of(cls, state: Any) -> 'Memory':
+        return cls(*(getattr(state, name) for name in cls._fields))
+
+
+class Reply(NamedTuple):
+    """What a worker knows once a message has travelled."""
+
+    mean: jax.Array  # float32 [M]: what x moves by
+    rest: jax.Array  # float32 [M]: what the worker has still to send
+    memory: Memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of one link; making them raises ValueError if one is out of range, or two conflict."""
 
     compressor: Compressor
     axis_name: AxisName
-    bits: int
+    inside: AxisName | int
+    bits: Bits
     detach: float | Literal['auto']
     every: int
     decay: float
@@ -38,6 +74,7 @@ class Options:
 
     def __post_init__(self):
         check_bits(self.bits)
+        check_inside(self.inside, self.axis_name)
         if not self.estimates_detach or self.detach != 'auto':
             hint = f"λ: 0 is error feedback, {PAPER_DETACH} the paper's choice; or 'auto'"
             check_number('detach', self.detach, 0, 1, hint)
@@ -47,6 +84,11 @@ class Options:
         check_integer('average_every', self.average_every, 0, 'a number of steps, 0 for never')
         check_flag('skip_nonfinite', self.skip_nonfinite)
         check_flag('overlap', self.overlap)
+        if self.outer is not None and self.compressor.scales:
+            raise ValueError(
+                'outer= needs a compressor that sends coordinates as they are, such as random_block: others '
+                'would scale its moments, too.'
+            )
         if self.every > 1 and (self.average_every or self.skip_nonfinite):
             other = 'average_every' if self.average_every else 'skip_nonfinite'
             raise ValueError(
@@ -64,17 +106,17 @@ class Options:
         return jnp.asarray(1.0 if isinstance(self.detach, str) else self.detach, jnp.float32)
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
-        """State of the options, `ErrorFeedbackState.extra`."""
-        extra: dict[str, PyTree] = {}
+        """The fields of the state that options need; the others stay ()."""
+        fields: dict[str, PyTree] = {}
         if self.skip_nonfinite:
-            extra['skipped'] = jnp.zeros((), jnp.uint32)
-            if self.overlap:  # whether this worker's last update was left out
-                extra['left_out'] = vary_if_tracked(jnp.zeros((), bool), self.axis_name)
+            fields['skipped'] = jnp.zeros((), jnp.uint32)
+            if self.overlap:
+                fields['left_out'] = vary_if_tracked(jnp.zeros((), bool), self.axis_name)
         if self.outer is not None:
-            extra['outer'] = self.outer.init(float32_zeros(params))  # the same on all workers
+            fields['outer'] = self.outer.init(float32_zeros(params))
         if self.estimates_detach:
-            extra['energy'] = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
-        return extra
+            fields['energy'] = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+        return fields
 
     def check(self, state: Any) -> None:
         """Raises ValueError unless a link's state has the fields of its options, in their shapes."""
@@ -82,15 +124,42 @@ class Options:
             'It was made with other options or by an earlier version, or is stacked over workers. Pass the '
             'state from init of this optimizer, or train on from the parameters with a new one.'
         )
-        check_like('state.extra', state.extra, jax.eval_shape(self.init, state.residual), remedy)
+        needed = jax.eval_shape(self.init, state.residual)
+        for name in ('outer', 'energy', 'skipped', 'left_out'):
+            check_like(f'state.{name}', getattr(state, name), needed.get(name, ()), remedy)
 
-    def select(self, state: Any) -> Selection:
+    @property
+    def workers(self) -> Group:
+        """The devices at one place in all workers, which exchange messages."""
+        return divided(self.axis_name, self.inside)[0]
+
+    @property
+    def within(self) -> Group:
+        """The devices of a worker, as `inside` tells."""
+        return divided(self.axis_name, self.inside)[1]
+
+    def shards(self) -> Shards:
+        """How the devices of a worker share its tensors."""
+        shards = current_shards()
+        if self.inside is None:
+            return shards
+        if shards.workers is not None:
+            raise ValueError(
+                f'inside={self.inside!r} is for jax.pmap and jax.shard_map. def_jax.spmd knows the devices '
+                'of a worker from its mesh: leave inside= out.'
+            )
+        return Shards(within=self.within)
+
+    def route(self, shards: Shards, like: PyTree) -> Route:
+        """How messages travel."""
+        return Route.of(self.compressor.sizes(like), self.workers, self.bits, shards.holders(like))
+
+    def select(self, state: Any, route: Route) -> Selection:
         """What the message of a step selects; a round of blocks is a round of messages."""
         # A skipped step has drawn its block, too: one whose sum overflows would be drawn again forever.
-        drawn = state.step + state.extra['skipped'] if self.skip_nonfinite else state.step
-        places = layout(self.compressor.sizes(state.residual), self.axis_name, self.bits)
+        drawn = state.step + state.skipped if self.skip_nonfinite else state.step
         step = drawn // self.every if self.every > 1 else drawn
-        return self.compressor(state.key, step, state.residual, places)
+        return self.compressor(state.key, step, state.residual, route.layout)
 
     def carry(self, residual: PyTree) -> PyTree:
         """The residual as it enters a step: times `decay`."""
@@ -98,22 +167,37 @@ class Options:
             return residual
         return optax.tree.scale(jnp.asarray(self.decay, jnp.float32), residual)
 
+    def settle(
+        self, route: Route, selection: Selection, updates: PyTree, params: PyTree, reply: Reply
+    ) -> tuple[jax.Array, jax.Array]:
+        """What x moves by, and what the worker has still to send, once x is rounded to its dtype."""
+        if params is None or not narrow.is_narrow(params):
+            return reply.mean, reply.rest
+        check_updates(params, updates, 'params')
+        places, x = route.layout, selection.take(params)
+        apart = functools.partial(places.split, sizes=route.sizes)
+        mean, missing = narrow.settled(reply.mean, x, updates, params, apart, places.join)
+        return mean, reply.rest + missing
+
     def finish(self, before: Any, after: Any) -> Any:
         """The state at the end of a step, whether or not a message was sent in it."""
 
         def mean(residual):
             # Adding 0·r marks the mean as varying over workers, like the other branch, as shard_map requires.
-            return optax.tree.add_scale(pmean(residual, self.axis_name), 0, residual)
+            return optax.tree.add_scale(pmean(residual, self.workers), 0, residual)
 
         if self.average_every:  # SAEF's period
             # A step dropped by `skip_nonfinite` does not count, so it must not repeat an average.
             due = (after.step % self.average_every == 0) & (after.step != before.step)
             after = after._replace(residual=lax.cond(due, mean, lambda r: r, after.residual))
         if self.estimates_detach:
-            energy, shares = after.extra['energy'], self.compressor.age_shares
-            best = detach_estimate.best_detach(energy, num_workers(self.axis_name), shares)
+            shares = self.compressor.age_shares
+            best = detach_estimate.best_detach(after.energy, num_workers(self.workers), shares)
             after = after._replace(detach=best)
-        return after
+        elif isinstance(self.detach, jax.Array):  # of `optax.inject_hyperparams`
+            after = after._replace(detach=self.first_detach)
+        first = before.worker < 0
+        return after._replace(worker=jnp.where(first, axis_index(self.workers), before.worker))
 
 
 def pend(updates: PyTree, carried: PyTree) -> PyTree:
@@ -124,48 +208,49 @@ def pend(updates: PyTree, carried: PyTree) -> PyTree:
 def send(
     options: Options,
     shards: Shards,
+    route: Route,
     selection: Selection,
     block: jax.Array,
     updates: PyTree,
     state: Any,
     arrive: Arrive = lambda sent, mean: mean,
-) -> tuple[jax.Array, Any]:
-    """The mean of blocks, float32 [M], and the state after it, with the block's rest as its residual.
+) -> Reply:
+    """Line 9: what comes of a block, float32 [M], and of the memory of the state.
 
     With `every`, the collective is in a branch of a conditional. What goes in and out is the block alone,
     which a waiting step puts back as it is: XLA copies what both branches return.
     """
-    sizes, weights = options.compressor.sizes(state.residual), None
-    if options.estimates_detach:  # they scale a block to its tensor, once for all devices that hold it
-        parts, shares = options.compressor.parts(state.residual), shards.shares(state.residual)
-        scales = [part.weight * share for part, share in zip(parts, shares, strict=True)]
-        weights = jnp.array(scales, jnp.float32)
+    weights = None
+    if options.estimates_detach:  # they scale a block to its tensor
+        weights = jnp.array([part.weight for part in options.compressor.parts(state.residual)], jnp.float32)
 
-    def exchanged(block: jax.Array, before: Any) -> tuple[jax.Array, Any]:
-        after = before._replace(step=before.step + 1, detach=options.first_detach, residual=None)
-        message = skipping.marked(block, updates, before) if options.skip_nonfinite else block
-        mean, rest, energy = exchange(message, sizes, options.axis_name, options.bits, weights, arrive)
-        if energy is not None:
-            after = detach_estimate.learned(shards.sum(energy), after)
-        arrived = mean
+    def exchanged(block: jax.Array, before: Memory) -> Reply:
+        message = skipping.marked(block, updates, state) if options.skip_nonfinite else block
+        back = route.exchange(message, weights, arrive)
+        mean, after = back.mean, before._replace(step=before.step + 1)
+        if back.energy is not None:
+            after = after._replace(energy=detach_estimate.learned(shards.sum(back.energy), before.energy))
         if options.outer is not None:
-            mean, after = outer.applied(options.outer, mean, after)
+            mean, own = outer.applied(options.outer, mean, before.outer)
+            after = after._replace(outer=own)
+        reply = Reply(mean, back.rest, after)
         if options.skip_nonfinite:
-            old = selection.take(before.residual)
             # Another device of this worker may have seen what is not finite.
-            finite = shards.all(skipping.all_finite(arrived))
-            mean, rest, after = skipping.undone(finite, old, mean, rest, before, after)
-        return mean, after._replace(residual=rest)
+            finite = shards.all(skipping.all_finite(back.mean))
+            reply = skipping.undone(finite, selection.take(state.residual), reply, before)
+        return reply
 
-    sending: Callable = exchanged
-    if options.outer is not None:
-        sending = functools.partial(outer.with_block, options.outer, selection, exchanged)
-    if options.every == 1:
-        return sending(block, state)
-
-    def wait(block: jax.Array, before: Any) -> tuple[jax.Array, Any]:
+    def wait(block: jax.Array, before: Memory) -> Reply:
         nothing = jnp.zeros(block.shape, block.dtype)  # of a type that all workers share
-        return nothing, before._replace(step=before.step + 1, residual=block)
+        return Reply(nothing, block, before._replace(step=before.step + 1))
 
-    due = (state.step + 1) % options.every == 0
-    return lax.cond(due, sending, wait, block, state._replace(residual=None))
+    def due(block: jax.Array, before: Memory) -> Reply:
+        return lax.cond((state.step + 1) % options.every == 0, exchanged, wait, block, before)
+
+    sending = exchanged if options.every == 1 else due
+    if options.outer is None:
+        return sending(block, Memory.of(state))
+    cut = outer.Cut(options.outer, selection, block)
+    reply = sending(block, Memory.of(state)._replace(outer=cut.read(state.outer)))
+    memory = reply.memory._replace(outer=cut.write(state.outer, reply.memory.outer))
+    return reply._replace(memory=memory)

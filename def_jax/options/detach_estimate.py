@@ -16,7 +16,6 @@ the ages of the residual.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +23,14 @@ import jax.numpy as jnp
 _MEMORY = 0.98  # weight of the past in the running means, which average about fifty messages
 
 
-def learned(energy: jax.Array, after: Any) -> Any:
-    """The state after a message whose squared norms are `energy`, with their running means in its `energy`.
+def learned(energy: jax.Array, known: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The running means `known` after a message whose squared norms are `energy`.
 
     Both start at zero; the bias cancels in their ratio. Squares that overflow teach nothing.
     """
-    known = jnp.stack(after.extra['energy'])
-    now = jnp.where(jnp.isfinite(energy).all(), _MEMORY * known + (1 - _MEMORY) * energy, known)
-    return after._replace(extra=after.extra | {'energy': tuple(now)})
+    before = jnp.stack(known)
+    after = jnp.where(jnp.isfinite(energy).all(), _MEMORY * before + (1 - _MEMORY) * energy, before)
+    return after[0], after[1]
 
 
 def best_detach(energy: jax.Array, num_workers: int, age_shares: Sequence[float]) -> jax.Array:

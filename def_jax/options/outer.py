@@ -1,6 +1,5 @@
 """An outer optimizer: applies the workers' mean message with momentum, block by block."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +8,8 @@ import optax
 from jax import lax
 
 from def_jax.compressors.base import Selection
-from def_jax.traffic import equations
+from def_jax.ground.jaxpr import equations
+from def_jax.ground.types import PyTree
 
 _VECTOR = jax.ShapeDtypeStruct((7,), jnp.float32)  # stands for a block
 # Primitives whose results have the shape of their arguments, and whose elements influence each other.
@@ -42,43 +42,42 @@ def check_outer(outer: Any) -> None:
         )
 
 
-def with_block(
-    outer: optax.GradientTransformation, selection: Selection, send: Callable, block: jax.Array, state: Any
-) -> tuple[jax.Array, Any]:
-    """Sends with `extra['outer']` cut down to the block, the only entries that are read and written.
+class Cut:
+    """The state of `outer` cut down to a block, the only entries that are read and written.
 
     What is not elementwise in it, such as the count of Adam's bias correction, advances with every message,
     and a block's moments only with its own: choose an outer optimizer without bias correction.
 
     Source: DiLoCo (Douillard et al., 2023), with `every` and `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
     """
-    # The state for a block, a single vector, is a tree prefix of the whole state: it has a leaf where the
-    # whole state has a tree of parameters.
-    whole, shape = state.extra['outer'], jax.eval_shape(outer.init, block)
-    like_params = optax.tree_map_params(outer, lambda _: True, shape, transform_non_params=lambda _: False)
 
-    def read(mapped, s):
-        return selection.take(s) / selection.scale if mapped else s
+    def __init__(self, outer: optax.GradientTransformation, selection: Selection, block: jax.Array):
+        self._selection = selection
+        # The state for a block, a single vector, is a tree prefix of the whole state: it has a leaf where the
+        # whole state has a tree of parameters.
+        shape = jax.eval_shape(outer.init, block)
+        self._mapped = optax.tree_map_params(
+            outer, lambda _: True, shape, transform_non_params=lambda _: False
+        )
 
-    def write(mapped, s, b):
-        if not mapped:
-            return b
-        if selection.scale != 1:  # what `take` has left of each coordinate, `replace` keeps
-            b = b - (1 / selection.scale - 1) * selection.take(s)
-        return selection.replace(s, b)
+    def read(self, whole: PyTree) -> PyTree:
+        def leaf(mapped, s):
+            return self._selection.take(s) if mapped else s
 
-    own = jax.tree.map(read, like_params, whole)
-    mean, after = send(block, state._replace(extra=state.extra | {'outer': own}))
-    whole = jax.tree.map(write, like_params, whole, after.extra['outer'])
-    return mean, after._replace(extra=after.extra | {'outer': whole})
+        return jax.tree.map(leaf, self._mapped, whole)
+
+    def write(self, whole: PyTree, own: PyTree) -> PyTree:
+        def leaf(mapped, s, b):
+            return self._selection.replace(s, b) if mapped else b
+
+        return jax.tree.map(leaf, self._mapped, whole, own)
 
 
-def applied(outer: optax.GradientTransformation, mean: jax.Array, after: Any) -> tuple[jax.Array, Any]:
-    """What `outer` makes of the mean message as its negated gradient, and the state after it."""
+def applied(outer: optax.GradientTransformation, mean: jax.Array, own: PyTree) -> tuple[jax.Array, PyTree]:
+    """What `outer` makes of the mean message as its negated gradient, and its state after it."""
     # In memory together, or XLA for GPUs would compute each of them again, from blocks of all tensors, in
     # every kernel that puts one of them back, and copy those tensors for that.
-    mean, own = lax.optimization_barrier(outer.update(-mean, after.extra['outer']))
-    return mean, after._replace(extra=after.extra | {'outer': own})
+    return lax.optimization_barrier(outer.update(-mean, own))
 
 
 def _mixes(equation: Any) -> bool:

@@ -20,17 +20,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from def_jax.compressors.blocks import read_after
-from def_jax.mesh.collectives import varying_axes
-from def_jax.mesh.link import Shards, in_memory
+from def_jax.ground.barriers import in_memory, read_after
+from def_jax.ground.collectives import varying_axes
+from def_jax.ground.types import PyTree
 from def_jax.options import Options, pend, send, skipping
-from def_jax.types import PyTree
+from def_jax.state.link import Shards
 
 
-def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) -> tuple[PyTree, Any]:
+def overlapped(
+    options: Options, shards: Shards, updates: PyTree, state: Any, params: PyTree
+) -> tuple[PyTree, Any]:
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
     last = state._replace(step=state.step - 1)  # at first, a message of zeros
-    selection = options.select(last)
+    route = options.route(shards, state.residual)
+    selection = options.select(last, route)
     # What XLA computes in one kernel with something of the gradient would wait for it. So the block is of
     # another array than the detached point, for TPUs, where a tensor may be sent whole;
     block = selection.take(in_memory(state.residual, ['tpu']))
@@ -38,7 +41,7 @@ def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) ->
     # unless types say that it must not depend on what varies over workers;
     alike = varying_axes([state.key]) == varying_axes([block])
     key, *_ = lax.optimization_barrier((state.key, block) if alike else (state.key,))
-    again = options.select(last._replace(key=key))
+    again = options.select(last._replace(key=key), route)
     # In memory, or XLA for GPUs would take the block of all updates again wherever it is used.
     computed = jnp.max(lax.optimization_barrier(again.take(updates)), initial=0)
     branches = options.every > 1  # a branch of a conditional cannot wait: the whole conditional would
@@ -46,16 +49,18 @@ def overlapped(options: Options, shards: Shards, updates: PyTree, state: Any) ->
     def arrive(sent, mean):
         return mean if branches else _late(computed, sent, mean)
 
-    mean, after = send(options, shards, selection, block, updates, last, arrive)
+    reply = send(options, shards, route, selection, block, updates, last, arrive)
     if options.skip_nonfinite:  # the next message tells the other workers
         finite = shards.all(skipping.all_finite(updates))
         updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
-        after = after._replace(extra=after.extra | {'left_out': ~finite})
+        state = state._replace(left_out=~finite)
+    mean, rest = options.settle(route, selection, updates, params, reply)
     # and what is added to the next block is another array than what the message reports on.
-    rest = lax.optimization_barrier(after.residual)
+    rest = lax.optimization_barrier(rest)
     waiting = lax.optimization_barrier(again.take(updates) + options.carry(rest))
     residual = selection.replace(pend(updates, options.carry(state.residual)), waiting)
-    after = after._replace(step=after.step + 1, residual=residual)
+    memory = reply.memory._replace(step=reply.memory.step + 1)
+    after = state._replace(residual=residual, **memory._asdict())
     # Moved before the gradient has read them, the parameters would be copied.
     arrived = _late(computed, block, mean) if branches else mean
     return selection.place(arrived, updates), options.finish(state, after)

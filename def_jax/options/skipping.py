@@ -14,52 +14,68 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
 
 
 def marked(message: jax.Array, updates: PyTree, before: Any) -> jax.Array:
     """The message, float32 [M], of NaN if this worker's update is to be skipped."""
     # One NaN says as much; and this message is computed once, and stays in memory.
-    if 'left_out' in before.extra:
-        first = jnp.where(before.extra['left_out'], jnp.nan, message[:1])
+    if is_used(before.left_out):
+        first = jnp.where(before.left_out, jnp.nan, message[:1])
         return lax.dynamic_update_slice(message, first, [0])
     return jnp.where(all_finite(updates), message, jnp.nan)
 
 
-def undone(
-    finite: jax.Array, old: jax.Array, mean: jax.Array, rest: jax.Array, before: Any, after: Any
-) -> tuple[jax.Array, jax.Array, Any]:
-    """Mean, rest and state after a message; if it was not `finite`, as if it had not been sent.
+def undone(finite: jax.Array, old: jax.Array, reply: Any, before: Any) -> Any:
+    """The reply to a message; if its mean was not `finite`, as if it had not been sent.
 
-    `old` is the block of the residual before the step.
+    `old` is the block of the residual before the step, `before` the memory.
     """
-    held = before._replace(residual=None, extra=before.extra | {'skipped': before.extra['skipped'] + 1})
-    mean, after = optax.tree.where(finite, (mean, after), (jnp.zeros_like(mean), held))
+    held = before._replace(skipped=before.skipped + 1)
+    nothing = jnp.zeros_like(reply.mean)
+    mean, memory = optax.tree.where(finite, (reply.mean, reply.memory), (nothing, held))
     # Computed within the kernel that puts it back, the rest would slow down every element of the tensor.
     # XLA computes nothing into or out of a conditional, and copies no more than the block.
-    return mean, lax.cond(finite, lambda rest, _: rest, lambda _, old: old, rest, old), after
+    rest = lax.cond(finite, lambda rest, _: rest, lambda _, old: old, reply.rest, old)
+    return reply._replace(mean=mean, rest=rest, memory=memory)
 
 
-def admitted(updates: PyTree, carried: PyTree, before: Any, after: Any) -> tuple[PyTree, PyTree]:
+def admitted(updates: PyTree, carried: PyTree, before: Any, reply: Any) -> tuple[PyTree, PyTree]:
     """Updates and what is carried, once the message has arrived; if skipped, none and the old residual."""
-    finite = after.extra['skipped'] == before.extra['skipped']
+    finite = reply.memory.skipped == before.skipped
     # Selecting between `pending` and the residual would keep both in memory. Selecting the updates fuses
     # with the in-place update of the residual; r + -0.0 is r, bit for bit.
     updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)
     return updates, optax.tree.where(finite, carried, before.residual)
 
 
+def is_used(field: PyTree) -> bool:
+    """Whether options use a field of the state that holds one array; () where they don't."""
+    return not isinstance(field, tuple)
+
+
+def is_taken(before: Any, after: Any) -> jax.Array:
+    """Whether a step counts, bool []: for all workers, or with `overlap`, for this one."""
+    return ~after.left_out if is_used(after.left_out) else after.skipped == before.skipped
+
+
 def held(before: Any, after: Any) -> Any:
     """The state after a step; if that is skipped, with `inner` as before, or NaN would stay in momentum."""
-    alone = 'left_out' in after.extra
-    taken = ~after.extra['left_out'] if alone else after.extra['skipped'] == before.extra['skipped']
+    taken, alone = is_taken(before, after), is_used(after.left_out)
+    return after._replace(inner=hold(taken, after.inner, before.inner, counts=not alone))
 
-    def hold(new, old):
-        # What advances at every step, such as a schedule's count, must stay the same on all workers.
-        keeps = alone and not jnp.issubdtype(new.dtype, jnp.floating)
+
+def hold(taken: jax.Array, after: PyTree, before: PyTree, *, counts: bool) -> PyTree:
+    """The state `after` where the step is `taken`, else `before`; of integers only if `counts`.
+
+    What advances at every step, such as a schedule's count, must stay the same on all workers.
+    """
+
+    def leaf(new, old):
+        keeps = not counts and not jnp.issubdtype(new.dtype, jnp.floating)
         return new if keeps else jnp.where(taken, new, old)
 
-    return after._replace(inner=jax.tree.map(hold, after.inner, before.inner))
+    return jax.tree.map(leaf, after, before)
 
 
 def all_finite(tree: PyTree) -> jax.Array:

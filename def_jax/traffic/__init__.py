@@ -1,15 +1,14 @@
 """What a step sends: as it is traced, here; as it is compiled, in `hlo` and `crossing`."""
 
-import itertools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
-from def_jax.mesh.collectives import axis_names
+from def_jax.ground.collectives import axis_names
+from def_jax.ground.jaxpr import inner_programs
+from def_jax.ground.types import AxisName, PyTree
 from def_jax.traffic.hlo import Operation
-from def_jax.types import AxisName, PyTree
 
 _OPERATIONS: dict[str, Operation] = {
     'psum': 'all-reduce',
@@ -83,16 +82,3 @@ def traffic_of(program: Any, axis_name: AxisName) -> Traffic:
             size = sum(x.aval.size * x.aval.dtype.itemsize for x in equation.invars)
             always.append(Message(_OPERATIONS[name], size))
     return Traffic(tuple(always), tuple(branches))
-
-
-def equations(program: Any) -> Iterator[Any]:
-    """Those of a traced program that run no other, and those of all programs that it runs."""
-    for equation in program.eqns:
-        inner = inner_programs(equation)
-        yield from itertools.chain.from_iterable(map(equations, inner)) if inner else [equation]
-
-
-def inner_programs(equation: Any) -> list[Any]:
-    """The programs that an equation of a traced program runs: of a call, a branch or a loop."""
-    parts = (getattr(part, 'jaxpr', part) for part in jax.tree.leaves(equation.params))
-    return [part for part in parts if hasattr(part, 'eqns')]

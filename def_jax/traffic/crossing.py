@@ -12,13 +12,13 @@ import optax
 from jax import P
 from jax.tree_util import keystr
 
-from def_jax.checks import check_integer
-from def_jax.mesh.collectives import axis_names
-from def_jax.mesh.ownership import is_link, link_states
-from def_jax.mesh.specs import spec_axes
+from def_jax.ground.arguments import check_integer
+from def_jax.ground.collectives import axis_names
+from def_jax.ground.types import AxisName, PyTree
+from def_jax.state.ownership import is_link, link_states
+from def_jax.state.specs import spec_axes
 from def_jax.traffic import Message, traffic
 from def_jax.traffic.hlo import Collective, collectives
-from def_jax.types import AxisName, PyTree
 
 _MOVES = 'collective-permute', 'all-to-all'
 

@@ -13,7 +13,7 @@ import ml_collections
 import rich.console
 
 from def_jax.trainer import console as console_lib
-from def_jax.trainer import elastic, metrics, results, trained
+from def_jax.trainer import elastic_run, metrics, results, trained
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import prefetch
@@ -150,12 +150,12 @@ class _Run:
         experiment, state = self.experiment, self._first_state
         if self._start < experiment.num_steps:
             state = workers.state()
-        return (elastic.variables if experiment.config.elastic else trained_variables)(experiment, state)
+        return (elastic_run.variables if experiment.config.elastic else trained_variables)(experiment, state)
 
     def _restored(self) -> TrainState:
         """The state to continue from, or a new one."""
         experiment, folder, config = self.experiment, self.folder, self.experiment.config
-        state = elastic.first_state(experiment.steps) if config.elastic else experiment.steps.init()
+        state = elastic_run.first_state(experiment.steps) if config.elastic else experiment.steps.init()
         self.checkpoints.check_room(state)
         state = self.checkpoints.restore(state)
         start = int(state.step)
@@ -180,7 +180,7 @@ class _Run:
     def _assembled(self) -> Iterator['_AnyWorkers']:
         experiment, state = self.experiment, self._first_state
         if experiment.config.elastic:
-            workers = elastic.ElasticWorkers(experiment, state, self._say, self.signals)
+            workers = elastic_run.ElasticWorkers(experiment, state, self._say, self.signals)
             with workers.together(self._leave):
                 yield workers
         else:
@@ -328,4 +328,4 @@ class FixedWorkers:
         return {'step': self.step} | {name: float(value) for name, value in figures.items()}
 
 
-_AnyWorkers = FixedWorkers | elastic.ElasticWorkers
+_AnyWorkers = FixedWorkers | elastic_run.ElasticWorkers

@@ -6,8 +6,8 @@ import flax.struct
 import jax
 import optax
 
-from def_jax.mesh.ownership import own_leaves
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
+from def_jax.state.ownership import own_leaves
 
 __all__ = ['PerWorker', 'TrainState', 'per_worker']
 

@@ -14,13 +14,14 @@ from jax import lax
 from def_jax import diagnostics
 from def_jax.baselines.methods import Point
 from def_jax.error_feedback import detached_params, feedback_states, output_params
-from def_jax.mesh.collectives import pmean, psum
-from def_jax.mesh.link import sharded
+from def_jax.ground.collectives import pmean, psum
+from def_jax.ground.types import PyTree
+from def_jax.options.skipping import is_taken
+from def_jax.state.link import sharded
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Batch, Task
 from def_jax.trainer.workers import WholeWorkers, Workers
 from def_jax.trainer.workers.whole import mapped_axes
-from def_jax.types import PyTree
 
 __all__ = ['Steps', 'TrainState', 'accumulated_value_and_grad']
 
@@ -190,7 +191,7 @@ def _unless_skipped(old: TrainState, new: TrainState, metrics: dict) -> tuple[Tr
 def _is_taken(before: PyTree, after: PyTree) -> jax.Array:
     """Whether a step counts, bool []: for all workers, or with `overlap`, for this one."""
     (old,), (new,) = (feedback_states(state, 'skip_nonfinite') for state in (before, after))
-    return ~new.extra['left_out'] if 'left_out' in new.extra else new.extra['skipped'] == old.extra['skipped']
+    return is_taken(old, new)
 
 
 def accumulated_value_and_grad(

@@ -2,14 +2,16 @@
 
 A ring all-reduce is a reduce-scatter followed by an all-gather. Both send b-bit integers here:
 
-1. Each worker rounds its message to integers, in a unit of its own for every part (tensor).
+1. Each worker rounds its message to integers, in a unit of its own for every part (tensor); except its own
+   chunk, the k-th of worker k, which never travels.
 2. An all-to-all brings worker k the k-th chunk of everybody's integers, with their units.
-3. Worker k takes the mean of its chunk in float32 and rounds it again.
+3. Worker k takes the mean of these and its own chunk in float32 and rounds it again.
 4. An all-gather brings everybody all rounded chunks.
 
 What the first rounding takes from a message stays with its worker. What the second takes from chunk k only
 worker k knows: it keeps K times that, so the workers' mean of `mean + rest` is still the mean of their
-messages, and y = x + mean_k r_k moves by the mean update at every step (Eq. 8). No state is needed. A worker
+messages, and y = x + mean_k r_k moves by the mean update at every step (Eq. 8). No state is needed. Were the
+own chunk rounded at first, too, the K-fold rest would pass a coarse rounding again and again. A worker
 sends (K - 1)/K of B·b/8 bytes twice, as a ring all-reduce of B numbers of b bits would, and two bytes for a
 unit.
 
@@ -21,6 +23,7 @@ SDP4Bit (Jia et al., 2024); error kept on both sides of a server in DoubleSqueez
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,15 +31,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from def_jax.compressors.base import Layout
-from def_jax.mesh.collectives import all_gather, all_to_all, axis_index
-from def_jax.mesh.link import in_memory
-from def_jax.types import Arrive, AxisName
+from def_jax.ground.barriers import in_memory
+from def_jax.ground.collectives import Group, all_gather, all_to_all, axis_index
+from def_jax.ground.types import Arrive
+from def_jax.wires.division import ALONE, Division, Stretch
+from def_jax.wires.layouts import Layout
+from def_jax.wires.segments import Segments, reduced, segments
 
 _WASTE = 0.01  # the share of a message that may be zeros between its parts, unless it is small
 _LEAST, _MOST = 4, 512  # elements of a tile
 _UNIT = jnp.bfloat16  # the range of float32 in two bytes
 _UNROLLED = 8  # workers whose integers are added in one kernel
+_SMALL, _LARGE = 1e-20, 1e30  # between them, a sum of squares has lost nothing to float32's range
 _TPU_TILE = 1024  # bytes: XLA for TPUs turns a gather of other rows into an all-reduce, of twice the bytes
 
 
@@ -73,109 +79,196 @@ def loss(bits: int) -> float:
 class Plan(NamedTuple):
     """How a message is divided among workers: everything that is known when a step is traced.
 
-    A part begins with a tile of its own, so that a tile has one unit; chunks are of equal numbers of tiles.
-    Chunk k holds S pieces of parts at most.
+    A part begins with a tile of its own, so that a tile has one unit. What a device sends, its section, has a
+    chunk of T tiles for every worker; chunk k holds S pieces of parts at most. A worker of several devices
+    has C different sections. Parts are numbered as they lie in the message.
     """
 
     bits: int
     sizes: tuple[int, ...]  # of the parts, in elements
-    layout: Layout  # of the parts in the message, which is as long as all chunks
+    order: tuple[int, ...]  # of the parts in the message
+    layout: Layout  # of the parts in the message, in which they were before
+    division: Division  # of the message, in tiles
     tile: int  # G, elements of a tile
-    pieces: np.ndarray  # int [K, S]: the part of each piece of a chunk; 0 where there are fewer
-    piece: np.ndarray  # int [K, T]: the piece of each tile of a chunk
-    filled: np.ndarray  # int [K, T]: how many elements of the tile belong to its part; the rest are zeros
+    counts: np.ndarray  # int [C, parts]: how many elements of each part a section has
+    pieces: np.ndarray  # int [C, K, S]: the part of each piece of a chunk; 0 where there are fewer
+    held: np.ndarray  # int [C, K, S]: how many elements of its part a piece has
+    piece: np.ndarray  # int [C, K, T]: the piece of each tile of a chunk
+    filled: np.ndarray  # int [C, K, T]: how many elements of the tile belong to its part; the rest are zeros
+    part: np.ndarray  # int [C, K, T]: the part of each tile
+    of_parts: Segments  # the tiles of each part, section by section
+    of_pieces: Segments  # the tiles of each piece, chunk by chunk
+
+    @property
+    def workers(self) -> int:
+        return self.part.shape[1]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """[K, T, G]: chunks, tiles, elements."""
-        return (*self.piece.shape, self.tile)
+        """[K, T, G]: chunks of a section, tiles, elements."""
+        return (*self.part.shape[1:], self.tile)
+
+    def of_chunk(self, section: int | jax.Array, k: jax.Array) -> list[jax.Array]:
+        """`pieces`, `held`, `piece` and `filled` of a section's chunk k."""
+        tables = self.pieces, self.held, self.piece, self.filled
+        return [_row(x.reshape(-1, x.shape[-1]), section * self.workers + k) for x in tables]
 
 
-@functools.cache
-def plan(sizes: tuple[int, ...], workers: int, bits: int) -> Plan:
-    """The plan for parts of these sizes.
+def _row(table: np.ndarray, index: int | jax.Array) -> jax.Array:
+    if isinstance(index, int):
+        return jnp.asarray(table[index])
+    return lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False)
+
+
+def plan(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stretch, ...] = ()) -> Plan:
+    """The plan for parts of these sizes; by default, a worker is one device.
 
     >>> found = plan((5, 3), workers=2, bits=4)
     >>> found.shape, found.layout.begins, found.pieces.tolist(), found.filled.tolist()
-    ((2, 2, 4), (0, 8), [[0], [1]], [[4, 1], [3, 0]])
+    ((2, 2, 4), (0, 8), [[[0], [1]]], [[[4, 1], [3, 0]]])
     """
+    return _planned(sizes, workers, bits, stretches or (Stretch(ALONE, 1, tuple(range(len(sizes)))),))
+
+
+@functools.cache
+def _planned(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stretch, ...]) -> Plan:
     together = 8 // bits  # tiles whose integers share a byte
     # On average half a tile is empty at the end of a part, and half of `together` tiles at that of a chunk.
-    room = 2 * _WASTE * sum(sizes) / (len(sizes) + workers * together)
+    sections = max(stretch.size for stretch in stretches)
+    room = 2 * _WASTE * sum(sizes) / (len(sizes) + workers * sections * together)
     tile = min(_MOST, 2 ** math.floor(math.log2(max(_LEAST, room))))
     counts = [-(-size // tile) for size in sizes]
-    tiles = max(1, -(-sum(counts) // (workers * together))) * together
-    begins = np.cumsum([0, *counts])[:-1]
-    total = workers * tiles
-    part: Any = np.repeat(np.arange(len(sizes)), counts)
-    filled: Any = np.minimum(tile, np.array(sizes)[part] - (np.arange(part.size) - begins[part]) * tile)
-    # What fills up the last chunks counts as the last part.
-    part = np.pad(part, (0, total - part.size), mode='edge').reshape(workers, tiles)
-    filled = np.pad(filled, (0, total - filled.size)).reshape(workers, tiles)
+    division = Division.of(stretches, counts)
+    tiles = max(1, -(-sum(division.lengths) // (workers * together))) * together
+    # What fills up the last chunk is the end of the last stretch.
+    others = division.lengths[:-1]
+    division = division._replace(lengths=(*others, workers * tiles - sum(others)))
+    order = tuple(i for stretch in stretches for i in stretch.parts)
+    part, filled = _tiles(sizes, counts, tile, division, order)
+    chosen = _sections(division)
+    part, filled = (x[chosen].reshape(-1, tiles) for x in (part, filled))
     piece: Any = np.cumsum(np.diff(part, axis=1, prepend=part[:, :1]) > 0, axis=1)
-    pieces = np.zeros((workers, piece.max() + 1), int)
+    pieces = np.zeros((len(part), piece.max() + 1), int)
     np.put_along_axis(pieces, piece, part, axis=1)
-    layout = Layout(tuple((begins * tile).tolist()), total * tile)
-    return Plan(bits, sizes, layout, tile, pieces, piece, filled)
+    held = np.zeros_like(pieces)
+    np.add.at(held, (np.arange(len(part))[:, None], piece), filled)
+    in_section = np.zeros((len(chosen), len(sizes)), int)
+    np.add.at(in_section, (np.repeat(np.arange(len(chosen)), workers)[:, None], pieces), held)
+    begins = division.layout(counts)
+    layout = Layout(tuple(begin * tile for begin in begins.begins), begins.total * tile)
+    of_parts = segments(part.reshape(len(chosen), -1), len(sizes))
+    of_pieces = segments(piece, pieces.shape[1])
+    shape = len(chosen), workers, -1
+    return Plan(
+        bits=bits,
+        sizes=sizes,
+        order=order,
+        layout=layout,
+        division=division,
+        tile=tile,
+        counts=in_section,
+        pieces=pieces.reshape(shape),
+        held=held.reshape(shape),
+        piece=piece.reshape(shape),
+        filled=filled.reshape(shape),
+        part=part.reshape(shape),
+        of_parts=of_parts,
+        of_pieces=of_pieces,
+    )
+
+
+def _tiles(
+    sizes: Sequence[int], counts: Sequence[int], tile: int, division: Division, order: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of each tile of a message, as numbered in it, and how many of its elements belong to that."""
+    total = division.begins[-1]
+    part, filled = np.zeros(total, int), np.zeros(total, int)
+    begins = division.layout(counts).begins
+    for number, i in enumerate(order):
+        part[begins[i] :] = number  # what is behind a stretch counts as its last part
+        whole = np.full(counts[i], tile)
+        whole[-1:] -= counts[i] * tile - sizes[i]
+        filled[begins[i] : begins[i] + counts[i]] = whole
+    return part, filled
+
+
+def _sections(division: Division) -> np.ndarray:
+    """The tiles of every section that devices of a worker send, int [C, length]."""
+    sizes = [stretch.size for stretch in division.stretches]
+    places = zip(sizes, division.lengths, division.begins, strict=False)
+    rows = [begin + length * np.arange(size)[:, None] + np.arange(length) for size, length, begin in places]
+    numbers = np.indices(sizes).reshape(len(rows), -1)
+    return np.concatenate([row[number] for row, number in zip(rows, numbers, strict=True)], axis=1)
 
 
 def exchange(
-    message: jax.Array, p: Plan, axis_name: AxisName, weights: jax.Array | None, arrive: Arrive
+    message: jax.Array, p: Plan, workers: Group, weights: jax.Array | None, arrive: Arrive
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """See `wires.exchange`."""
-    workers, bits = len(p.piece), p.bits
+    """See `Route.exchange`."""
     energy = None if weights is None else jnp.zeros(2, jnp.float32)
-    message = in_memory(message)
-    block, part = message.reshape(p.shape), jnp.asarray(np.take_along_axis(p.pieces, p.piece, axis=1))
-    unit = _units(block.reshape(-1, p.tile), part.reshape(-1), jnp.asarray(p.sizes), bits)
-    codes, sent = _rounded(block, unit[part], bits)
-    if workers == 1:
+    section = p.division.combination()
+    block = p.division.section(in_memory(message).reshape(-1, p.tile)).reshape(p.shape)
+    part, count = _row(p.part, section), _row(p.counts, section)
+    tiles_of = p.of_parts.table(section)
+    if p.workers == 1:
+        unit = _units(block[0], tiles_of, part[0], count, p.bits)
+        _, sent = _rounded(block, unit[part], p.bits)
         return sent.reshape(-1), (block - sent).reshape(-1), energy
 
-    rows = jnp.concatenate([_pack(codes, bits).reshape(workers, -1), unit[p.pieces].view(jnp.uint8)], axis=1)
-    k = axis_index(axis_name)
-    row, lost = _mean_of_chunk(p, all_to_all(rows, axis_name), k, weights)
-    codes, unit, shares = _split(all_gather(row, axis_name), p)
-    of_tiles = jnp.take_along_axis(unit, jnp.asarray(p.piece), axis=1)
-    mean = _values(_unpack(codes, bits), of_tiles, bits)
+    k = axis_index(workers)
+    mine = jnp.arange(p.workers) == k
+    # The own chunk does not travel: it is not rounded, and does not count in the units of what does.
+    travels = jnp.where(mine[:, None, None], 0, block)
+    pieces, held, *_ = p.of_chunk(section, k)
+    count = count.at[pieces].add(-held)
+    unit = _units(travels.reshape(-1, p.tile), tiles_of, part.reshape(-1), count, p.bits)
+    codes, sent = _rounded(travels, unit[part], p.bits)
+    units = jnp.where(mine[:, None], 0, unit[_row(p.pieces, section)])
+    rows = jnp.concatenate([_pack(codes, p.bits).reshape(p.workers, -1), units.view(jnp.uint8)], axis=1)
+    own = lax.dynamic_index_in_dim(block, k, keepdims=False)
+    weights = None if weights is None else weights[np.array(p.order)]
+    row, lost = _mean_of_chunk(p, all_to_all(rows, workers), own, section, k, weights)
+    codes, unit, shares = _split(all_gather(row, workers), p)
+    of_tiles = jnp.take_along_axis(unit, _row(p.piece, section), axis=1)
+    mean = _values(_unpack(codes, p.bits), of_tiles, p.bits)
     if energy is not None:
         energy = shares[:, : energy.nbytes].view(jnp.float32).sum(0)
-    rest = block - sent
-    # An update in place puts `rest` in memory: XLA would compute it again in the kernel of every tensor.
-    rest = lax.dynamic_update_index_in_dim(rest, lax.dynamic_index_in_dim(rest, k) + lost[None], k, axis=0)
-    mean, rest = in_memory((arrive(message, mean.reshape(-1)), rest.reshape(-1)))
+    # An update in place puts the rest in memory: XLA would compute it again in the kernel of every tensor.
+    rest = lax.dynamic_update_index_in_dim(block - sent, lost[None], k, axis=0)
+    mean, rest = (p.division.whole(x.reshape(-1, p.tile)).reshape(-1) for x in (mean, rest))
+    mean, rest = in_memory((arrive(message, mean), rest))
     return mean, rest, energy
 
 
 def _mean_of_chunk(
-    p: Plan, rows: jax.Array, k: jax.Array, weights: jax.Array | None
+    p: Plan,
+    rows: jax.Array,
+    own: jax.Array,
+    section: int | jax.Array,
+    k: jax.Array,
+    weights: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The mean of chunk k of all workers' rows, uint8 [K, bytes], and K times what rounding has taken.
+    """The mean of chunk k, and K times what rounding has taken from it.
 
-    It is rounded, as it travels, uint8 [bytes]; the rest is float32 [T, G]. If there are weights, the chunk's
-    share of the energy ends the row.
+    `rows`, uint8 [K, bytes], are all workers'; that of worker k itself has units of zero, and stands for
+    nothing: its chunk is `own`, float32 [T, G]. The mean is rounded, as it travels, uint8 [bytes]; the rest
+    is float32 [T, G]. If there are weights, the chunk's share of the energy ends the row.
     """
     workers, bits = len(rows), p.bits
-    pieces, piece, filled = (
-        lax.dynamic_index_in_dim(jnp.asarray(x), k, keepdims=False) for x in (p.pieces, p.piece, p.filled)
-    )
+    pieces, size, piece, filled = p.of_chunk(section, k)
     codes, units, _ = _split(rows, p)
     of_tiles = jnp.take(units, piece, axis=1)  # [K, T]
 
     def values(worker):
         return _values(_unpack(codes[worker], bits), of_tiles[worker], bits)
 
-    total = lax.fori_loop(
-        1, workers, lambda w, sum_: sum_ + values(w), values(0), unroll=min(_UNROLLED, workers - 1)
-    )
-    inside = jnp.arange(p.tile)[None] < filled[:, None]
-    mean = jnp.where(inside, total / workers, 0)
-    size = jnp.where(piece[:, None] == jnp.arange(p.pieces.shape[1])[None], filled[:, None], 0).sum(0)  # [S]
-    unit = _units(mean, piece, size, bits)
+    total = lax.fori_loop(0, workers, lambda w, sum_: sum_ + values(w), own, unroll=min(_UNROLLED, workers))
+    mean = jnp.where(jnp.arange(p.tile)[None] < filled[:, None], total / workers, 0)
+    unit = _units(mean, p.of_pieces.table(section * workers + k), piece, size, bits)
     again, rounded = _rounded(mean, unit[piece], bits)
     sections = [_pack(again, bits).reshape(-1), unit.view(jnp.uint8)]
     if weights is not None:
-        sections.append(_energy(mean, units, weights[pieces], piece, size, bits).view(jnp.uint8))
+        sections.append(_energy(mean, own, units, weights[pieces], piece, size, bits).view(jnp.uint8))
     row = jnp.concatenate(sections)
     missing = -row.size % _TPU_TILE
     row = jnp.pad(row, (0, missing)) if missing < _WASTE * row.size else row
@@ -183,23 +276,34 @@ def _mean_of_chunk(
 
 
 def _energy(
-    mean: jax.Array, units: jax.Array, weights: jax.Array, piece: jax.Array, size: jax.Array, bits: int
+    mean: jax.Array,
+    own: jax.Array,
+    units: jax.Array,
+    weights: jax.Array,
+    piece: jax.Array,
+    size: jax.Array,
+    bits: int,
 ) -> jax.Array:
-    """A chunk's share of the energy, float32 [2]; the workers' units tell their messages' squares.
+    """A chunk's share of the energy, float32 [2]; the other workers' units tell their messages' squares.
 
-    Rounding leaves 1 - D of the squares of Gaussian numbers, D being `loss(bits)`, in every worker's message
-    and so in their mean, if they are all noise or all alike.
+    Rounding leaves 1 - D of the squares of Gaussian numbers, D being `loss(bits)`, and as much of their
+    products with those that it rounds to. So it does of everything in the squares of the mean, but for the
+    own message's, if all messages are noise or all are alike.
     """
+    workers, kept = len(units), 1 - loss(bits)
     rms = units.astype(jnp.float32) * np.float32(_levels(bits) / loading(bits))
-    messages = jnp.sum(weights * size.astype(jnp.float32) * jnp.mean(jnp.square(rms), axis=0))
-    mean_message = jnp.sum(weights[piece] * jnp.sum(jnp.square(mean), axis=1)) / (1 - loss(bits))
-    return jnp.stack([mean_message, messages])
+    of_tiles = weights[piece]
+    exact = jnp.vdot(of_tiles, jnp.sum(jnp.square(own), axis=1))
+    others = jnp.vdot(weights, size.astype(jnp.float32) * jnp.sum(jnp.square(rms), axis=0))
+    mean_message = jnp.vdot(of_tiles, jnp.sum(jnp.square(mean), axis=1))
+    own_share = exact / workers**2
+    return jnp.stack([(mean_message - own_share) / kept + own_share, (exact + others) / workers])
 
 
 def _split(rows: jax.Array, p: Plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rows as they travel, uint8 [K, bytes]: packed codes [K, T·b/8, G], units [K, S], and what follows."""
     packed = p.shape[1] * p.bits // 8 * p.tile
-    units = p.pieces.shape[1] * jnp.dtype(_UNIT).itemsize
+    units = p.pieces.shape[2] * jnp.dtype(_UNIT).itemsize
     codes, unit, rest = jnp.split(rows, [packed, packed + units], axis=1)
     return codes.reshape(len(rows), -1, p.tile), unit.view(_UNIT), rest
 
@@ -218,21 +322,31 @@ def _values(codes: jax.Array, unit: jax.Array, bits: int) -> jax.Array:
     return (2 * counts - 1 if bits == 1 else counts - _levels(bits)) * unit.astype(jnp.float32)[..., None]
 
 
-def _units(x: jax.Array, group: jax.Array, count: jax.Array, bits: int) -> jax.Array:
+def _units(
+    x: jax.Array, tiles_of: list[jax.Array], group: jax.Array, count: jax.Array, bits: int
+) -> jax.Array:
     """The units of groups of tiles [N, G], [S]; NaN for one that holds NaN or infinity.
 
-    `group`, int [N], is each tile's; `count`, [S], says how many elements a group has, zeros aside. Squares
-    are taken relative to the largest element of the group, whose own may overflow.
+    `tiles_of` is the table of the groups, see `segments`; `group`, int [N], is each tile's; `count`, [S],
+    says how many elements a group has, zeros aside.
     """
-    ours = group[:, None] == jnp.arange(count.size, dtype=group.dtype)[None]  # [N, S]
 
-    def over_tiles(reduce, tiles):
-        return reduce(jnp.where(ours, tiles[:, None], 0), axis=0)
+    number = jnp.maximum(count, 1).astype(jnp.float32)
 
-    largest = over_tiles(jnp.max, jnp.max(jnp.abs(x), axis=1))
-    scale = jnp.where(largest == 0, 1, largest)
-    squares = over_tiles(jnp.sum, jnp.sum(jnp.square(x / scale[group][:, None]), axis=1))
-    rms = largest * jnp.sqrt(squares / jnp.maximum(count, 1).astype(jnp.float32))
+    def over(reduce: Callable, of_tiles: jax.Array) -> jax.Array:
+        return reduced(reduce, tiles_of, of_tiles)
+
+    squares = over(jnp.sum, jnp.sum(jnp.square(x), axis=1))
+
+    def relative(x):
+        """Relative to the largest of a group, whose own square may overflow or vanish."""
+        largest = over(jnp.max, jnp.max(jnp.abs(x), axis=1))
+        scale = jnp.where(largest == 0, 1, largest)
+        squares = over(jnp.sum, jnp.sum(jnp.square(x / scale[group][:, None]), axis=1))
+        return largest * jnp.sqrt(squares / number)
+
+    exact = ((squares > _SMALL) & (squares < _LARGE)) | (count == 0)
+    rms = lax.cond(exact.all(), lambda _: jnp.sqrt(squares / number), relative, x)
     return (rms * np.float32(loading(bits) / _levels(bits))).astype(_UNIT)
 
 

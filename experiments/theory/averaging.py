@@ -34,7 +34,7 @@ def train(seed, *, delta):
     """x_T, y_T, and how far x is from Eq. 30's key, which sees y one step late."""
     features, labels, _, key = draw(seed)
     optimizer = optax.chain(
-        optax.sgd(RATE), def_jax.error_feedback(def_jax.scaled(delta), axis_name=None, detach=1.0)
+        optax.sgd(RATE), def_jax.error_feedback(def_jax.baselines.scaled(delta), axis_name=None, detach=1.0)
     )
 
     def step(state, chosen):

@@ -8,8 +8,8 @@ gradient and M² a bound on the squared norm of the full one (Assumptions 3.1 an
 import math
 from typing import Any, NamedTuple
 
-from def_jax.checks import check_number
 from def_jax.compressors import Compressor
+from def_jax.ground.arguments import check_number
 
 PyTree = Any
 

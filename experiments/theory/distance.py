@@ -26,7 +26,7 @@ MOMENTS = 10.0 ** np.arange(-3, 3)  # M² / σ²
 @functools.partial(jax.jit, static_argnames=('ratio',))
 def distances(seed, moment, detach, *, ratio):
     """Eq. 9's mean over the steps of one run at `detach`, and the λ that would be best there; σ² = 1."""
-    optimizer = def_jax.error_feedback(def_jax.random_k(ratio), 'workers', detach=0.0)
+    optimizer = def_jax.error_feedback(def_jax.baselines.random_k(ratio), 'workers', detach=0.0)
     curvature = jnp.geomspace(MU, 1.0, SIZE)
     keys = jax.random.split(jax.random.key(seed), NUM_WORKERS + 2)
     grad = jax.random.normal(keys[-1], (SIZE,))

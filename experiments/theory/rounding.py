@@ -19,8 +19,8 @@ from without_batchnorm import TRAIN, initial, loss, trained
 
 import def_jax
 from def_jax import wires
-from def_jax.alias import block_ratio
-from def_jax.mesh.collectives import pmean
+from def_jax.ground.collectives import pmean
+from def_jax.presets import block_ratio
 from def_jax.wires import few_bits
 
 WORKERS, BATCH, STEPS, EVERY, SEEDS = 8, 8, 800, 100, 5
@@ -38,10 +38,10 @@ def shares(pending, key, step, bits):
     sizes = compressor.sizes(pending)
 
     def message(axis_name):
-        layout = wires.layout(sizes, axis_name, bits)
-        selection = compressor(key, step, pending, layout)
+        route = wires.Route.of(sizes, axis_name, bits)
+        selection = compressor(key, step, pending, route.layout)
         block = selection.take(pending)
-        return selection, block, *wires.exchange(block, sizes, axis_name, bits)[:2]
+        return selection, block, *route.exchange(block)[:2]
 
     selection, block, own, rest = message(None)
     *_, rest_of_both = message('workers')

@@ -22,8 +22,8 @@ SAMPLES, SIZE, HIDDEN, SEEDS, STEPS = 64, 7, 32, 20, 1500  # 256 parameters, of 
 DELTAS = (1 / 16, 1 / 64, 1 / 256)
 RATES = {'c/(t+1), c = 2': lambda t: 2.0 / (t + 1), 'constant 0.05': lambda t: 0.05}
 SETTINGS = {
-    'SGD-IA': (1, 1.0, def_jax.scaled),
-    'DEF(-A)': (4, 0.3, lambda delta: def_jax.random_k(1 / delta)),
+    'SGD-IA': (1, 1.0, def_jax.baselines.scaled),
+    'DEF(-A)': (4, 0.3, lambda delta: def_jax.baselines.random_k(1 / delta)),
 }
 
 

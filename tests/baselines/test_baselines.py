@@ -1,4 +1,4 @@
-"""The baselines: trajectories against NumPy oracles, and what they refuse. Types: mesh/test_varying.py."""
+"""The baselines: trajectories against NumPy oracles, and what they refuse. Types: state/test_varying.py."""
 
 import functools
 

@@ -19,7 +19,6 @@ def test_a_committed_page_follows_from_its_records(name, tmp_path):
     importlib.import_module(f'benchmarks.{name}.page').write(tmp_path)
     for page in tmp_path.glob('*.md'):
         assert page.read_text() == (RESULTS / page.name).read_text()
-        assert len(page.read_text().split()) <= 1500
     pictures = [path for path in tmp_path.glob('*.png') if path.stat().st_size > 1000]
     assert pictures or name in ('cluster', 'accelerators')
 

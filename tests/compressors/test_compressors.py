@@ -17,8 +17,8 @@ SHAPES = [(3, 3, 4, 8), (7, 11), (10,), (), (0, 3)]
 COMPRESSORS = {
     'random_block': def_jax.random_block(4),
     'random_block_cut_short': def_jax.random_block(3),
-    'random_k': def_jax.random_k(4),
-    'scaled': def_jax.scaled(0.25),
+    'random_k': def_jax.baselines.random_k(4),
+    'scaled': def_jax.baselines.scaled(0.25),
 }
 
 
@@ -55,9 +55,9 @@ def test_what_is_not_sent_is_kept_bit_for_bit_and_plus_adds_what_place_puts_into
 
 
 def test_what_is_sent_whole_is_exact():
-    tree, whole = make_tree(), (def_jax.identity(), def_jax.random_k(1))
+    tree, whole = make_tree(), (def_jax.identity(), def_jax.baselines.random_k(1))
     scaled = jax.tree.map(lambda x: 0.25 * x, tree)  # a power of two: exact
-    found = jax.jit(lambda tree: [compress(c, tree) for c in (*whole, def_jax.scaled(0.25))])(tree)
+    found = jax.jit(lambda tree: [compress(c, tree) for c in (*whole, def_jax.baselines.scaled(0.25))])(tree)
     chex.assert_trees_all_equal(found, [tree, tree, scaled])
 
 
@@ -67,7 +67,7 @@ def test_the_true_ratio_is_near_the_one_asked_for(name, ratio):
     """Of a message, and of what is sent of each coordinate over many steps."""
     like = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in REAL[name]]
     total = sum(x.size for x in like)
-    for make in (def_jax.random_block, def_jax.random_k):
+    for make in (def_jax.random_block, def_jax.baselines.random_k):
         parts = make(ratio).parts(like)
         assert total / sum(part.size for part in parts) == pytest.approx(ratio, rel=0.1)
         share = sum(x.size / part.weight for x, part in zip(like, parts, strict=True)) / total
@@ -95,7 +95,7 @@ def test_published_trajectories_draw_the_same_blocks(order, allocation):
 # --- Error messages ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('make', [def_jax.random_block, def_jax.random_k])
+@pytest.mark.parametrize('make', [def_jax.random_block, def_jax.baselines.random_k])
 def test_possible_and_impossible_ratios(make):
     for ratio in (1, np.int64(4), np.float32(4), 10**9, np.float16(64), np.int8(64)):
         assert def_jax.message_size(make(ratio), jnp.ones(1 << 16)) == max(1, (1 << 16) // int(ratio))

@@ -12,8 +12,9 @@ import pytest
 from compressing import KEY, compress, ones_like
 
 import def_jax
-from def_jax.compressors import base, orders
+from def_jax.compressors import orders
 from def_jax.compressors.blocks import Block, same_share
+from def_jax.ground import random
 
 # Boxes, tiles of which the last is shorter, all of the tensor, one element, none.
 CASES = [
@@ -27,7 +28,7 @@ TWINS = ones_like([(8, 6), (8, 6), (8,)])
 @contextlib.contextmanager
 def single_draws(value, seen):
     """The first integer drawn for each tensor is `value`, pivots aside; the counts are added to `seen`."""
-    draw = base.draw
+    draw = random.draw
 
     def drawn(key, path, counts, index=0):
         jax.debug.callback(lambda counts: seen.update(counts.tolist()), counts)
@@ -35,7 +36,7 @@ def single_draws(value, seen):
         first = jnp.full_like(counts, value)
         return first if others.ndim == 1 else others.at[0].set(first)
 
-    with mock.patch.object(base, 'draw', drawn):
+    with mock.patch.object(random, 'draw', drawn):
         yield
 
 
@@ -78,7 +79,7 @@ def test_every_place_is_equally_likely_at_every_step(order, step):
 def test_each_element_is_sent_by_the_same_number_of_draws(shape):
     """One element of each cell: all of the draws that random_k can make. Outside of a short cell lies 0."""
     x = jnp.ones(shape)
-    (part,), bounds = def_jax.random_k(3).parts(x), set()
+    (part,), bounds = def_jax.baselines.random_k(3).parts(x), set()
 
     def sent(draw):
         def randint(key, shape, minval, maxval, dtype):
@@ -86,7 +87,7 @@ def test_each_element_is_sent_by_the_same_number_of_draws(shape):
             return draw
 
         with mock.patch.object(jax.random, 'randint', randint):
-            selection = def_jax.random_k(3)(KEY, jnp.uint32(0), x)
+            selection = def_jax.baselines.random_k(3)(KEY, jnp.uint32(0), x)
         message = selection.take(x)
         return message, selection.place(message, x).reshape(-1)
 
@@ -105,10 +106,10 @@ def test_each_element_is_sent_by_the_same_number_of_draws(shape):
 @pytest.mark.parametrize(
     ('compressor', 'steps', 'function', 'draws'),
     [
-        (def_jax.random_block(4), (0, 4, 8), (base, 'words'), 3 * 2),
-        (def_jax.random_block(4, order='cyclic'), (0,), (base, 'words'), 3 * 2),  # repeats one round
-        (def_jax.random_block(4, order='shuffled'), (0, 4, 8), (base, 'words'), 3 * (2 * 17 + 16)),
-        (def_jax.random_k(4), (0, 4, 8), (jax.random, 'randint'), 1),
+        (def_jax.random_block(4), (0, 4, 8), (random, 'words'), 3 * 2),
+        (def_jax.random_block(4, order='cyclic'), (0,), (random, 'words'), 3 * 2),  # repeats one round
+        (def_jax.random_block(4, order='shuffled'), (0, 4, 8), (random, 'words'), 3 * (2 * 17 + 16)),
+        (def_jax.baselines.random_k(4), (0, 4, 8), (jax.random, 'randint'), 1),
     ],
     ids=['random', 'cyclic', 'shuffled', 'elements'],
 )
@@ -117,7 +118,8 @@ def test_no_two_draws_share_a_key(compressor, steps, function, draws):
     keys, draw_with = [], getattr(*function)
 
     def recorded(key, *args):
-        data = jax.random.key_data(key).reshape(-1, 2)
+        both = key if isinstance(key, tuple) else jax.random.key_data(key)
+        data = jnp.stack([*both], axis=-1).reshape(-1, 2)
         jax.debug.callback(lambda data: keys.extend(map(tuple, data.tolist())), data)
         return draw_with(key, *args)
 
@@ -135,7 +137,9 @@ def test_a_draw_is_that_of_jax():
     key = jax.random.key(3, impl='threefry2x32')
     folded = jax.random.fold_in(jax.random.fold_in(key, 7), 11)
     expected = [jax.random.randint(folded, (4,), 0, count)[2] for count in counts]
-    np.testing.assert_array_equal(base.draw(key, [7, 11], counts, 2), jnp.stack(expected))
+    np.testing.assert_array_equal(
+        random.draw(tuple(jax.random.key_data(key)), [7, 11], counts, 2), jnp.stack(expected)
+    )
 
 
 def test_all_permutations_of_four_blocks_are_equally_likely():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import def_jax
-from def_jax.compressors import base
 from def_jax.compressors.blocks import Block, _draw_places
+from def_jax.ground import random
+from def_jax.wires.layouts import Layout
 
 
 @pytest.mark.parametrize('shape', [(2**16, 2**16), (3, 2**31), (2**32 - 64,), (2**11,) * 3])
@@ -24,8 +25,8 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
     block, key = Block.of(shape, leaf.size // 64), jax.random.PRNGKey(0)
 
     def draw(place):
-        with mock.patch.object(base, 'draw', lambda *_: place[None]):
-            return _draw_places('random', key, jnp.uint32(0), [block], base.Layout.dense([block.size]))[0][0]
+        with mock.patch.object(random, 'draw', lambda *_: place[None]):
+            return _draw_places('random', key, jnp.uint32(0), [block], Layout.dense([block.size]))[0][0]
 
     starts = np.asarray(jax.vmap(draw)(jnp.arange(64, dtype=jnp.uint32))).tolist()
     assert len({tuple(start) for start in starts}) == 64
@@ -38,7 +39,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
     [
         ((2**16, 2**16), def_jax.random_block(1e12), r'shape=\(65536, 65536\) has 4294967296 blocks'),
         ((2**32,), def_jax.random_block(64), r'of an axis fewer than 2\*\*32'),
-        ((2**31,), def_jax.random_k(64), '2147483648 blocks or elements'),
+        ((2**31,), def_jax.baselines.random_k(64), '2147483648 blocks or elements'),
     ],
 )
 def test_what_32_bits_cannot_index_is_refused(shape, compressor, words):

@@ -13,7 +13,7 @@ import test_pages
 
 import def_jax
 from configs.digits import get_config
-from def_jax import METHODS
+from def_jax.baselines import METHODS
 from def_jax.trainer import experiment
 from def_jax.trainer.configuration.rules import check_config
 from def_jax.trainer.data import order
@@ -38,7 +38,6 @@ def loss_fn(params, batch):
 @pytest.mark.parametrize('pmapped', [True, False])
 def test_the_diffs_of_readme_turn_a_dense_step_into_one_that_sends_little(pmapped):
     diff = re.findall(r'```diff\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[not pmapped]
-    assert len(re.findall(r'^[+-]', diff, re.MULTILINE)) == 6
     after = '\n'.join(line[1:] for line in diff.splitlines() if not line.startswith('-'))
     names = {
         'lr': 0.01,

@@ -6,7 +6,7 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
-from def_jax import METHODS
+from def_jax.baselines import METHODS
 from def_jax.tools import pictures
 
 # What a deuteranope sees of linear RGB (Viénot et al., 1999).

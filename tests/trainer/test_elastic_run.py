@@ -11,8 +11,8 @@ import rich.console
 import training_fixtures as fixtures
 
 import def_jax
-from def_jax.mesh.ownership import each
-from def_jax.trainer import elastic, experiment, loop
+from def_jax.state.ownership import each
+from def_jax.trainer import elastic_run, experiment, loop
 from def_jax.trainer.checkpointing import regrouping, workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data.in_memory import Arrays
@@ -22,7 +22,7 @@ from def_jax.trainer.launch.exits import LostProcessError
 
 
 def test_the_first_state_is_that_of_any_run(recorded):
-    first = elastic.first_state(recorded.experiment.steps)
+    first = elastic_run.first_state(recorded.experiment.steps)
     fixtures.assert_same_bits(fixtures.gathered(recorded.states[0]), first)
     config = ml_collections.FrozenConfigDict({'elastic': True})
     run = dataclasses.replace(recorded.experiment, config=config)
@@ -41,8 +41,8 @@ def test_workers_of_several_devices_train_and_are_evaluated_like_those_of_one(da
         run = experiment.build(
             fixtures.tiny_config(data_dir, elastic=True, shards_per_worker=shards, **plain)
         )
-        workers = elastic.ElasticWorkers(
-            run, elastic.first_state(run.steps), lambda line: None, interruption.Watch()
+        workers = elastic_run.ElasticWorkers(
+            run, elastic_run.first_state(run.steps), lambda line: None, interruption.Watch()
         )
         losses = [workers.train()['loss'] for _ in range(2)]
         found.append((losses, workers.evaluate(), workers.state().params))
@@ -54,7 +54,7 @@ def test_the_place_in_an_epoch_does_not_move_with_the_number_of_workers():
     split = Arrays({'label': np.arange(100)})
     for accumulate, counts in ((1, (4, 5, 4)), (2, (5, 5, 5))):
         config = {'seed': 3, 'batch_size': 12, 'accumulate': accumulate, 'shards_per_worker': 1}
-        batch = functools.partial(elastic._batch, split, config, interruption.Watch())
+        batch = functools.partial(elastic_run._batch, split, config, interruption.Watch())
         for step, count in enumerate([count for count in counts for _ in range(6)]):  # into the third epoch
             taken = batch(step, list(range(count)), count)['label']
             expected = train_positions(100, seed=3, step=step, batch_size=12, num_workers=1)[1][0]
@@ -87,7 +87,8 @@ def test_a_last_step_without_its_evaluation_is_for_fixed_workers(data_dir, tmp_p
     config = fixtures.tiny_config(data_dir, elastic=True, workers_per_device=1)
     run, folder = experiment.build(config), workdir.claim(tmp_path / 'run', config)
     with Checkpoints(folder, run) as checkpoints:
-        checkpoints.save(dataclasses.replace(elastic.first_state(run.steps), step=np.int32(run.num_steps)))
+        first = elastic_run.first_state(run.steps)
+        checkpoints.save(dataclasses.replace(first, step=np.int32(run.num_steps)))
         checkpoints.wait()
         with fixtures.refused('not the evaluation after it. Run it once more with --config.elastic=False'):
             loop._Run(run, folder, checkpoints, rich.console.Console(quiet=True), interruption.Watch())

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.reliability import processes
 from def_jax.elastic.network import free_address
-from def_jax.tools.launch import Launcher
+from def_jax.tools.launcher import Launcher
 
 pytestmark = [
     pytest.mark.slow,

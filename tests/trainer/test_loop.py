@@ -17,7 +17,7 @@ import pytest
 import training_fixtures as fixtures
 
 import def_jax
-from def_jax import METHODS
+from def_jax.baselines import METHODS
 from def_jax.trainer import experiment, loop, metrics, results, window
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
@@ -169,7 +169,7 @@ TRAINED = ('psync', 'def_a', 'def_q', 'sgd_ia', 'cser', 'onebit_adam')
 )
 def test_a_method_of_each_kind_trains(method, recorded, data_dir, tmp_path):
     config = config_of(data_dir, method)
-    result = fixtures.train(config, tmp_path / 'run')  # what it sends: tests/tools/communication
+    result = fixtures.train(config, tmp_path / 'run')  # what it sends: tests/trainer/test_compilation.py
     assert result['status'] == 'finished'
     records, points = fixtures.records(tmp_path / 'run'), METHODS[method].points
     assert {name for record in records for name in record if name.startswith('test_accuracy_')} == {

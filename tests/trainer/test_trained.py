@@ -16,7 +16,7 @@ import safetensors
 import training_fixtures as fixtures
 
 import def_jax.trainer
-from def_jax.trainer import elastic, evaluate_only, experiment, loop, trained
+from def_jax.trainer import elastic_run, evaluate_only, experiment, loop, trained
 from def_jax.trainer.data import augmentation
 from def_jax.trainer.models import vgg
 
@@ -86,7 +86,7 @@ def test_a_full_disk_leaves_no_half_file_and_the_run_unfinished(recorded, tmp_pa
 
 def test_elastic_runs_have_the_same_model(recorded):
     last = fixtures.gathered(recorded.states[-1])
-    found = elastic.variables(recorded.experiment, last)
+    found = elastic_run.variables(recorded.experiment, last)
     for point in ('x', 'y'):
         expected, _ = def_jax.trainer.load(recorded.folder, point)
         jax.tree.map(

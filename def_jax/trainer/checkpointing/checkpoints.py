@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from def_jax.mesh.regrouping import regroup
+from def_jax.state.regrouping import regroup
 from def_jax.trainer.checkpointing import manifest, regrouping
 from def_jax.trainer.checkpointing.manifest import DamagedError
 from def_jax.trainer.checkpointing.workdir import bound_settings, describe_differences, sync

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import def_jax
-from def_jax.guards import leaf_names
+from def_jax.ground.arguments import leaf_names
 from def_jax.trainer.checkpointing.workdir import write_json
 from def_jax.trainer.errors import one_line
 
@@ -27,7 +27,7 @@ class DamagedError(ValueError):
 
 def write(folder: Path, content: Manifest) -> None:
     """Writes the manifest of a checkpoint whose other files are complete."""
-    content = {'format': FORMAT, 'version': def_jax.__version__} | content | {'files': _checksums(folder)}
+    content = {'format': FORMAT, 'version': def_jax.__version__} | content | {'files': _digests(folder)}
     write_json(folder / NAME, content | {'checksum': _checksum_of(content)})
 
 
@@ -45,7 +45,7 @@ def read_verified(folder: Path, step: int) -> Manifest:
             raise DamagedError(f'{NAME} was changed')
         if content['step'] != step:
             raise DamagedError(f'it was written at step {content["step"]}')
-        found = _checksums(folder)
+        found = _digests(folder)
     except DamagedError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -62,7 +62,7 @@ def leaves_of(state: Any) -> dict[str, list]:
     return {name: [str(leaf.dtype), list(np.shape(leaf))] for name, leaf in leaves}
 
 
-def _checksums(folder: Path) -> dict[str, str]:
+def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob('*')):
         if path.is_file() and path.name != NAME:

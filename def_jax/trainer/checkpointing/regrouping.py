@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
-from def_jax.mesh.ownership import each
-from def_jax.mesh.regrouping import num_stacked
+from def_jax.ground.types import PyTree
+from def_jax.state.ownership import each
+from def_jax.state.regrouping import num_stacked
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.experiment import Experiment
-from def_jax.types import PyTree
 
 __all__ = ['describe', 'shape_of', 'shapes']
 

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from ml_collections.config_dict import placeholder
 
 from def_jax.baselines.methods import METHODS, OPTIONS, nearest
-from def_jax.checks import check_flag, check_integer, check_number, is_number
+from def_jax.ground.arguments import check_flag, check_integer, check_number, is_number
 from def_jax.trainer.configuration.schedules import OPTIMIZERS, SCHEDULES
 from def_jax.trainer.data.catalogue import FACTORIES
 from def_jax.trainer.models import LANGUAGE_MODELS, MODELS

@@ -11,13 +11,13 @@ import optax
 
 from def_jax import def_adamw, def_sgd
 from def_jax.baselines.methods import METHODS, OPTIONS, Method
+from def_jax.ground.types import AxisName
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.schedules import OPTIMIZERS
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.errors import explained
 from def_jax.trainer.state import PerWorker
 from def_jax.trainer.tasks.base import Task
-from def_jax.types import AxisName
 
 __all__ = [
     *('complete', 'find', 'find_method', 'make', 'make_dataset', 'make_model', 'make_optimizer'),

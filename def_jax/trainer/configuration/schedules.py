@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from def_jax.checks import check_number
+from def_jax.ground.arguments import check_number
 
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'cosine', 'drops', 'muon', 'sgd', 'wsd']
 

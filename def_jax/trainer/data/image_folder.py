@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from def_jax.checks import check_integer
+from def_jax.ground.arguments import check_integer
 from def_jax.trainer.data import in_memory
 from def_jax.trainer.data.dataset import Dataset, DatasetSpec
 from def_jax.trainer.data.prepared import examples, prepared_builder

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from def_jax.tools.launch import die_with_parent
+from def_jax.tools.launcher import die_with_parent
 from def_jax.trainer.launch import interruption
 from def_jax.trainer.launch.exits import LostProcessError
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 
-from def_jax.checks import check_integer
+from def_jax.ground.arguments import check_integer
 
 __all__ = [
     *('Transformer', 'segment_positions'),

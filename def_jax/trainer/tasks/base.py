@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from def_jax.types import PyTree
+from def_jax.ground.types import PyTree
 
 Batch = dict[str, jax.Array]  # of one worker: arrays [b, ...]
 

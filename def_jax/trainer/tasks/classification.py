@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from def_jax.ground.types import PyTree
 from def_jax.trainer.data import augmentation
 from def_jax.trainer.data.dataset import Dataset, DatasetSpec
 from def_jax.trainer.tasks.base import Batch, Metric, Task
-from def_jax.types import PyTree
 
 __all__ = ['ImageClassification', 'image_classification']
 

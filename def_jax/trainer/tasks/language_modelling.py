@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from def_jax.ground.types import PyTree
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.data.text.corpus import START, VOCAB_SIZE
 from def_jax.trainer.data.text.windows import Windows
 from def_jax.trainer.models.transformer import Transformer
 from def_jax.trainer.tasks.base import Batch, GenerativeTask
-from def_jax.types import PyTree
 
 __all__ = ['LanguageModelling', 'language_modelling', 'sample']
 

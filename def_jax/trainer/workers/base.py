@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from def_jax.mesh.link import Shards
+from def_jax.ground.types import PyTree
+from def_jax.state.link import Shards
 from def_jax.trainer.launch import processes
-from def_jax.types import PyTree
 
 __all__ = ['AXIS', 'Workers']
 
@@ -93,7 +93,7 @@ class Workers(abc.ABC):
     # --- What a worker's devices share ---
 
     def shards(self, params: PyTree) -> Shards:
-        """How a worker's devices share the parameters, see `mesh.link.sharded`."""
+        """How a worker's devices share the parameters, see `state.link.sharded`."""
         del params
         return Shards()
 

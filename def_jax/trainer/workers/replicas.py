@@ -7,8 +7,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from def_jax.guards import checksums, leaf_names
-from def_jax.mesh.ownership import each
+from def_jax.ground.arguments import leaf_names
+from def_jax.guards import checksums
+from def_jax.state.ownership import each
 from def_jax.trainer.launch import processes
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.state import TrainState
@@ -42,7 +43,7 @@ def check(workers: Workers, is_per_worker: TrainState, state: TrainState, step: 
     shared = each(lambda mine, leaf: None if mine else leaf, is_per_worker, state)
     leaves, devices = tuple(jax.tree.leaves(shared)), workers.devices
     specs = tuple(leaf.sharding.spec for leaf in leaves)
-    on_devices = _checksums(leaves[0].sharding.mesh, specs, leaves)
+    on_devices = _sums_on_devices(leaves[0].sharding.mesh, specs, leaves)
     sums = processes.gather(workers.local(on_devices), devices)  # [devices, leaves]
     differs = np.zeros(sums.shape, bool)
     for column, leaf in enumerate(leaves):
@@ -57,7 +58,7 @@ def check(workers: Workers, is_per_worker: TrainState, state: TrainState, step: 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _checksums(mesh: Mesh, specs: tuple[P, ...], leaves: tuple[jax.Array, ...]) -> jax.Array:
+def _sums_on_devices(mesh: Mesh, specs: tuple[P, ...], leaves: tuple[jax.Array, ...]) -> jax.Array:
     """The checksums of what each device holds, uint32 [devices, leaves]."""
 
     def device(leaves):

@@ -14,11 +14,13 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from def_jax.elastic import SHARD_AXIS
-from def_jax.mesh.link import Shards, in_memory
-from def_jax.mesh.ownership import each
-from def_jax.mesh.worker_mesh import WorkerMesh
+from def_jax.ground.barriers import in_memory
+from def_jax.ground.collectives import Group
+from def_jax.ground.types import PyTree
+from def_jax.sharding.worker_mesh import WorkerMesh
+from def_jax.state.link import Shards
+from def_jax.state.ownership import each
 from def_jax.trainer.workers.base import AXIS, Workers
-from def_jax.types import PyTree
 
 __all__ = ['ShardedWorkers', 'shard_spec']
 
@@ -78,7 +80,7 @@ class ShardedWorkers(Workers):
         return self._mesh.abstract(tree, each(self._spec, is_per_worker, tree))
 
     def shards(self, params: PyTree) -> Shards:
-        return Shards(AXIS, (SHARD_AXIS,), each(self._spec, False, params))
+        return Shards(AXIS, Group((SHARD_AXIS,)), each(self._spec, False, params))
 
     def lay_out(self, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: lax.with_sharding_constraint(x, self._spec(False, x)), in_memory(tree))

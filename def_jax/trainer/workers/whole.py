@@ -9,9 +9,9 @@ from jax import custom_batching, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from def_jax.mesh.ownership import each
+from def_jax.ground.types import PyTree
+from def_jax.state.ownership import each
 from def_jax.trainer.workers.base import AXIS, Workers
-from def_jax.types import PyTree
 
 __all__ = ['VIRTUAL_AXIS', 'WholeWorkers', 'mapped_axes']
 

@@ -13,7 +13,8 @@ from configuration_values import changed
 from trainer.configuration import factories_to_find
 
 import def_jax
-from def_jax import alias
+from def_jax import presets
+from def_jax.baselines import METHODS
 from def_jax.trainer import experiment
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.parts import complete, make_optimizer
@@ -171,7 +172,7 @@ def assert_same_updates(*optimizers):
 )
 def test_def_q_is_the_preset_in_bytes_at_the_rate_that_the_user_has(preset, changes, options):
     changes |= {'optimizer': 'adamw'} if preset is def_jax.def_adamw else {}
-    assert {'bits': 2, 'detach': 'auto'}.items() <= def_jax.METHODS['def_q'].options.items()  # anywhere
+    assert {'bits': 2, 'detach': 'auto'}.items() <= METHODS['def_q'].options.items()  # anywhere
     config = changed(method='def_q', weight_decay=DECAY, **changes)
     expected = preset(RATE, 64, 'workers', weight_decay=DECAY, **options)
     made = (make_optimizer(each, RATE, 'workers') for each in (config, complete(config)))
@@ -182,7 +183,7 @@ def test_def_q_is_the_preset_in_bytes_at_the_rate_that_the_user_has(preset, chan
 def test_the_presets_pass_their_options_on(monkeypatch, make):
     given = {}
     for name in ('error_feedback', 'random_block'):
-        monkeypatch.setattr(alias, name, lambda *_, **options: given.update(options))
+        monkeypatch.setattr(presets, name, lambda *_, **options: given.update(options))
     options = {'bits': 4, 'seed': 3, 'detach': 0.5, 'skip_nonfinite': True, 'overlap': True}
     options |= {'order': 'cyclic', 'allocation': 'proportional'}
     make(0.1, 64, 'workers', **options)

@@ -11,7 +11,7 @@ from configuration_values import ACCEPTED, REFUSED, USED_BY, changed
 
 import configs
 from configs import cifar10, cifar100
-from def_jax import METHODS
+from def_jax.baselines import METHODS
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.rules import check_config
 

@@ -11,7 +11,7 @@ import reference_networks as networks
 from flax import linen as nn
 from flax import traverse_util
 
-from def_jax.traffic import equations
+from def_jax.ground.jaxpr import equations
 from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.models import MODELS, layers
 from def_jax.trainer.models.resnet import (

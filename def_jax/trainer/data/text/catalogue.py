@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from def_jax.checks import check_integer
+from def_jax.ground.arguments import check_integer
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.data.prepared import examples, prepared_builder
 from def_jax.trainer.data.text import corpus

@@ -1,0 +1,1 @@
+"""What all other rooms stand on: collectives, checks of arguments, traced programs, barriers against XLA."""

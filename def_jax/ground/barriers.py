@@ -1,0 +1,44 @@
+"""Barriers against XLA: what keeps it from moving, copying or computing again what was meant to stay."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from def_jax.ground.types import PyTree
+
+
+def in_memory(tree: PyTree, platforms: Sequence[str] = ('cuda', 'rocm')) -> PyTree:
+    """The tree, each leaf in memory as it is, on these platforms; on CPUs the barrier would make copies.
+
+    Where a bitcast removes and adds a worker's axis, XLA for GPUs does not see that moments are results. It
+    computes them again in every kernel that reads them, and copies the old ones for that. It decodes a
+    message of few bits again in the kernel of every tensor.
+    """
+
+    def barriers(tree):
+        return jax.tree.map(lax.optimization_barrier, tree)
+
+    return lax.platform_dependent(tree, default=lambda tree: tree, **dict.fromkeys(platforms, barriers))
+
+
+def read_after(values: jax.Array, x: jax.Array) -> jax.Array:
+    """x, once `values` of any type are computed: of its shape, or one number for all of it.
+
+    Were x in memory earlier, XLA would write it over what the values are computed from, and save that by a
+    copy. A shifted sign bit is less than 2, which XLA does not know.
+    """
+    bits = values.dtype.itemsize * 8
+    computed = (lax.bitcast_convert_type(values, f'uint{bits}') >> (bits - 1)) < 2
+    return jnp.where(computed, x, jnp.zeros_like(x))
+
+
+def part_places(begins: Sequence[int], *after: jax.Array) -> list[jax.Array]:
+    """For parts that begin here in a message, each one's index and where it begins, uint32 [2].
+
+    Behind the barrier these are arguments, not constants, of a kernel, which XLA then compiles once for all
+    leaves of a shape. XLA for GPUs takes parts at the same places in one kernel, unless their places wait for
+    different `after`.
+    """
+    return lax.optimization_barrier(([jnp.array(pair, jnp.uint32) for pair in enumerate(begins)], after))[0]

@@ -1,0 +1,75 @@
+"""Whether a traced program keeps workers together: over which mesh axes its results vary.
+
+What `jax.shard_map` tells with check_vma=True, of programs whose types do not say it: any optax
+transformation may be part of an optimizer, and many would not pass the types' checks.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from def_jax.ground.arguments import named_leaves
+from def_jax.ground.collectives import axis_names
+from def_jax.ground.jaxpr import inner_programs
+from def_jax.ground.types import PyTree
+from def_jax.state.ownership import each
+
+Axes = frozenset[str]
+_UNITES = ('psum', 'psum_invariant', 'pmax', 'pmin', 'all_gather', 'all_gather_invariant')
+_DIVIDES = ('all_to_all', 'reduce_scatter', 'ppermute', 'axis_index')
+
+
+def agreed(function: Any, own_in: PyTree, own_out: PyTree, names: Sequence[str], arguments: tuple) -> Any:
+    """`function(*arguments)` of one worker, updates and state, or a ValueError if workers would differ.
+
+    `own_in` and `own_out`, booleans, are prefixes of the arguments and of the results: what is per-worker.
+    """
+    program = jax.jit(function)
+    traced = program.trace(*arguments)
+    given = jax.tree.leaves(each(lambda mine, _: frozenset(names if mine else ()), own_in, arguments))
+    parts = zip(('updates', 'opt_state'), jax.tree.broadcast(own_out, traced.out_info), strict=True)
+    own = [(name + path, mine) for name, part in parts for path, mine in named_leaves(part)]
+    varying = axes_of_results(traced.jaxpr.jaxpr, given)
+    for (place, mine), axes in zip(own, varying, strict=True):
+        if axes & set(names) and not mine:
+            raise ValueError(
+                f"{place} would differ between workers: it depends on a worker's own gradient or state, and "
+                'not through what workers exchange. Put the transformation that computes it before '
+                'def_jax.error_feedback or into its inner=; under optax.masked, give the other parameters '
+                'def_jax.all_reduce_mean.'
+            )
+    return program(*arguments)
+
+
+def axes_of_results(program: Any, given: Sequence[Axes]) -> list[Axes]:
+    """The mesh axes over which the results of a traced program vary, from those of its arguments."""
+    known = dict(zip(program.invars, given, strict=True))
+
+    def axes(atom):
+        return frozenset() if hasattr(atom, 'val') else known.get(atom, frozenset())  # a literal has a value
+
+    for equation in program.eqns:
+        found = _of_equation(equation, [axes(atom) for atom in equation.invars])
+        known |= dict(zip(equation.outvars, found, strict=True))
+    return [axes(atom) for atom in program.outvars]
+
+
+def _of_equation(equation: Any, given: list[Axes]) -> list[Axes]:
+    name, inner = equation.primitive.name, inner_programs(equation)
+    everything = frozenset[str]().union(*given)
+    if name in _UNITES or name in _DIVIDES:
+        over = equation.params.get('axes') or equation.params.get('axis_name')
+        over = {axis for axis in axis_names(over) if isinstance(axis, str)}
+        united = everything - over if name in _UNITES else everything | over
+        return [united] * len(equation.outvars)
+    if name == 'cond':
+        branches = [axes_of_results(branch, given[1:]) for branch in inner]
+        return [given[0].union(*axes) for axes in zip(*branches, strict=True)]
+    if name in ('scan', 'while'):  # what a loop is given may reach all of its results
+        return [everything] * len(equation.outvars)
+    if name == 'custom_vmap_call':  # of `options.overlap`, where the last argument waits for the others
+        return given[-1:] * len(equation.outvars)
+    if len(inner) == 1 and len(inner[0].invars) == len(given):
+        return axes_of_results(inner[0], given)
+    return [everything] * len(equation.outvars)

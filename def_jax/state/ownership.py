@@ -1,0 +1,185 @@
+"""The states of links, and which leaves of an optimizer's state are per-worker: those that they name."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import P
+from jax.tree_util import GetAttrKey
+
+from def_jax.ground.jaxpr import factors
+from def_jax.ground.types import PyTree
+from def_jax.state.specs import specs_like, tree_of_specs
+
+_AROUND: dict[type, str] = {
+    optax.ApplyIfFiniteState: 'optax.apply_if_finite, which decides on each worker for itself: workers would '
+    'wait for each other forever. Pass skip_nonfinite=True to def_jax.error_feedback instead: it skips the '
+    'step on all of them.',
+    optax.MultiStepsState: 'optax.MultiSteps, which communicates at every step and may skip some on one '
+    'worker alone. Accumulate gradients before the optimizer, or by accumulate= of def_jax.spmd; or take '
+    'local steps, which is another method, by every=... of def_jax.error_feedback.',
+}
+
+
+def is_link(node: Any) -> bool:
+    """Whether a node of an optimizer's state belongs to a link."""
+    return isinstance(node, tuple) and hasattr(node, 'per_worker')
+
+
+def link_states(opt_state: PyTree) -> list[Any]:
+    """The states of all links in an optimizer's state, in order."""
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=is_link) if is_link(node)]
+
+
+def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """`per_worker_leaves` of `optimizer.init(params)`; a ValueError without a link, or with a misplaced one.
+
+    >>> import jax.numpy as jnp, def_jax
+    >>> own_leaves(def_jax.ef21(def_jax.random_block(2), None), jnp.zeros(4))
+    EF21State(step=False, key=False, local=True, mean=False)
+    """
+    state = abstract_state(optimizer, params)
+    if not link_states(state):
+        raise ValueError(
+            'the optimizer holds no link that communicates, so its workers would drift apart. Wrap it in '
+            'def_jax.error_feedback(..., inner=...), or put def_jax.all_reduce_mean(...) first in the chain.'
+        )
+    check_surroundings(state, 'def_jax')
+    return per_worker_leaves(state)
+
+
+def per_worker_leaves(opt_state: PyTree) -> PyTree:
+    """Booleans like the state: True where links say that workers differ, and before a chain's first link."""
+
+    def flags(node: Any) -> PyTree:
+        if is_link(node):
+            named = [(GetAttrKey(name),) for name in node.per_worker]
+            return jax.tree.map_with_path(lambda path, _: path[:1] in named, node)
+        if not is_chain(node):
+            return False
+        parts = chained(node)
+        first = min(i for i, part in enumerate(parts) if link_states(part))
+        own = *[True for _ in parts[:first]], *map(per_worker_leaves, parts[first:])
+        return jax.tree.unflatten(jax.tree.structure(node), jax.tree.leaves(jax.tree.broadcast(own, parts)))
+
+    def is_chain(node: Any) -> bool:
+        return bool(link_states(chained(node)))
+
+    return jax.tree.map(flags, opt_state, is_leaf=lambda node: is_link(node) or is_chain(node))
+
+
+def chained(node: Any) -> tuple[Any, ...]:
+    """The states of a chain's transformations, also of `optax.named_chain`; none for another node."""
+    return tuple(node.values()) if isinstance(node, OrderedDict) else node if type(node) is tuple else ()
+
+
+def state_specs(
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    param_specs: PyTree = P(),  # noqa: B008
+    axis_name: str | tuple[str, ...] = 'workers',
+) -> PyTree:
+    """PartitionSpecs of an optimizer's state, stacked over workers, for `jax.shard_map` or `jax.jit`.
+
+    Args:
+        optimizer: a transformation that communicates, such as `error_feedback`.
+        params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+        param_specs: how each worker shards the parameters over its devices, in any form that `spmd` takes.
+        axis_name: the mesh axis over workers, or a tuple of axes.
+
+    Returns:
+        A pytree like `optimizer.init(params)`. The specs of per-worker leaves start with `axis_name`, since
+        workers are stacked along a new leading axis; those of replicated leaves do not.
+
+    Raises:
+        ValueError: if the optimizer contains no link, a spec names the workers' axis, or `param_specs` has
+            another structure than `params`.
+
+    >>> import jax.numpy as jnp, optax, def_jax
+    >>> blocks = def_jax.random_block(2)
+    >>> specs = state_specs(def_jax.error_feedback(blocks, 'workers', inner=optax.trace(0.9)), jnp.zeros(4))
+    >>> tuple(specs.inner.trace), tuple(specs.residual), tuple(specs.step)
+    (('workers',), ('workers',), ())
+    """
+    specs = tree_of_specs(param_specs, params, axis_name)
+    like = specs_like(abstract_state(optimizer, params), params, specs)
+    return each(lambda mine, spec: P(axis_name, *spec) if mine else spec, own_leaves(optimizer, params), like)
+
+
+def abstract_state(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """Shapes and dtypes of `optimizer.init(params)`, wherever the parameters lie."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    return jax.eval_shape(optimizer.init, shapes)
+
+
+def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:
+    """`function(mine, *leaves)` over the leaves of trees, of which `own`, booleans, is a prefix.
+
+    >>> each(lambda mine, x: x if mine else -x, {'a': True, 'b': False}, {'a': [1, 2], 'b': 3})
+    {'a': [1, 2], 'b': -3}
+    """
+    return jax.tree.map(function, jax.tree.broadcast(own, trees[0]), *trees)
+
+
+def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
+    """Raises ValueError if a worker's optimizer returns something less the parameters.
+
+    Its state then holds a copy of them, as of float32 masters. Given the detached point, it would add the
+    residual a second time, and training runs away.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), params)
+    update = optax.with_extra_args_support(inner).update
+    try:
+        program = jax.make_jaxpr(lambda x, g, s: update(g, s, x)[0])(
+            shapes, shapes, jax.eval_shape(inner.init, shapes)
+        )
+    except TypeError:  # of extra arguments that are not known here
+        return
+    count = len(jax.tree.leaves(shapes))
+    given = [1.0] * count + [0.0] * (len(program.jaxpr.invars) - count)
+    if any(factor == -1 for factor in factors(program.jaxpr, given)):
+        raise ValueError(
+            'inner= keeps a copy of the parameters, such as float32 masters, and returns what is missing to '
+            'it: at the detached point that counts the residual twice, and diverges. Leave the copy out: of '
+            'narrow parameters, def_jax.output_params is a float32 master copy already.'
+        )
+
+
+def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False) -> None:
+    """Raises ValueError if what surrounds a link, or `in_spmd` precedes it, can't work, as states tell."""
+    for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
+        if type(node) in _AROUND and link_states(node):
+            raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
+
+    def is_feedback(node):
+        return is_link(node) and hasattr(node, 'inner')
+
+    def is_chain(node):
+        return any(map(is_feedback, chained(node)))
+
+    for chain in map(chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
+        place = next(filter(lambda i: is_feedback(chain[i]), range(len(chain))))
+        bare = isinstance(chain[place].inner, optax.EmptyState)  # around no optimizer
+        leaves = jax.tree.leaves([part for part in chain[:place] if not is_link(part)])
+        floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        if bare and not all(map(link_states, chain[place + 1 :])):
+            raise ValueError(
+                f'{caller}: something stands after def_jax.error_feedback in the chain, which has no inner=: '
+                'an optimizer there is given updates in place of gradients. Pass it as inner= instead.'
+            )
+        tensors = {leaf.shape for leaf in jax.tree.leaves(chain[place].residual) if leaf.ndim}
+        if not bare and any(leaf.shape in tensors for leaf in floats):
+            raise ValueError(
+                f'{caller}: moments precede an optimizer such as def_sgd in the chain. If they are those of '
+                'another, both negate, and x would climb. Pass that to def_jax.error_feedback as inner=.'
+            )
+        skips = not isinstance(chain[place].skipped, tuple)  # and what precedes keeps a NaN for good
+        if bare and floats and (in_spmd or skips):
+            why = 'skip_nonfinite does not hold it' if skips else 'it sees x, not the detached point'
+            raise ValueError(
+                f'{caller}: a transformation with a state of its own precedes the link in the chain, where '
+                f'{why}. Pass it as inner=, e.g. error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)).'
+            )

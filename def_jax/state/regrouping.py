@@ -1,0 +1,157 @@
+"""An optimizer's state as it is saved, and as another number of workers goes on with it."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from def_jax.ground.arguments import named_leaves
+from def_jax.ground.types import PyTree
+from def_jax.state.ownership import each, link_states, per_worker_leaves
+
+_REMEDY = (
+    'Save def_jax.stack_state(opt_state) of what the step returns, without flax.jax_utils.unreplicate or '
+    '[0]; or train on from x with a new state, optimizer.init(params). If there is one worker in all, pass '
+    'jax.tree.map(lambda x: x[None], opt_state)'
+)
+_FEW = 1024  # elements of counts and keys, whose copies are compared
+
+
+def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
+    """Gives every worker the mean of what old workers had, of integers the greatest; of as many, the same.
+
+    So x stays, and y up to the rounding of a float32 mean. `before` and `after` are the leading axes of what
+    `own`, booleans like the tree or a prefix, calls per-worker: [K], or e.g. [devices, virtual workers].
+
+    >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
+    {'m': array([[2.],
+           [2.],
+           [2.]]), 'step': np.uint32(3)}
+    """
+    same = math.prod(before) == math.prod(after)
+
+    def leaf(mine, x):
+        if not mine:
+            return x
+        shape = (*after, *x.shape[len(before) :])
+        if same:
+            return x.reshape(shape)
+        library, wide = (jnp, np.float32) if isinstance(x, jax.Array) else (np, np.float64)
+        axes = tuple(range(len(before)))
+        of_all = x.max(axes) if jnp.issubdtype(x.dtype, jnp.integer) else x.mean(axes, dtype=wide)
+        return library.broadcast_to(of_all.astype(x.dtype), shape)
+
+    return each(leaf, own, tree)
+
+
+def num_stacked(tree: PyTree, own: PyTree, otherwise: int) -> int:
+    """The number of workers over which a tree is stacked, by its first per-worker array, if it has one."""
+    arrays = zip(jax.tree.leaves(tree), jax.tree.leaves(own), strict=False)
+    return next((np.shape(x)[0] for x, mine in arrays if mine and np.ndim(x)), otherwise)
+
+
+def stack_state(opt_state: PyTree) -> PyTree:
+    """The state to save, from what a step of `jax.pmap`, `jax.shard_map` or `jax.jit` returns.
+
+    Taking one worker's copy, as `flax.jax_utils.unreplicate` or `[0]` do, loses the residuals of all others.
+
+    Args:
+        opt_state: with a leading axis [K] on every leaf, as from `jax.pmap`; on what is per-worker, as from
+            `jax.shard_map` with `state_specs`; or on none, as from `out_axes=None`, whose shards, which may
+            differ, are read one by one. Of several processes, each saves the workers of its own devices.
+
+    Returns:
+        The state in NumPy arrays. Per-worker leaves are stacked over workers, [K, ...]; the others are as
+        `init` makes them.
+
+    Raises:
+        ValueError: if the state holds nothing that is per-worker; if it is one worker's copy: its arrays
+            have no common leading axis, or all workers of several have one `inner` and one residual that is
+            not zero, as `average_every` without momentum has; or if workers disagree on a count or a key.
+
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
+    >>> state = jax.pmap(optimizer.init)(jnp.zeros((1, 4)))
+    >>> saved = def_jax.stack_state(state)
+    >>> saved.residual.shape, saved.step.shape
+    ((1, 4), ())
+    """
+    return _stacked(opt_state, 'stack_state')
+
+
+def _stacked(opt_state: PyTree, caller: str) -> PyTree:
+    own = per_worker_leaves(opt_state)
+    everywhere = any(np.ndim(getattr(state, 'step', 0)) for state in link_states(opt_state))
+
+    def leaf(path: Any, mine: bool, x: Any) -> np.ndarray:
+        # Copies on several devices may differ, though the array's type says that they don't.
+        whole = isinstance(x, jax.Array) and x.is_fully_replicated and len(x.sharding.device_set) > 1
+        if has_copies := whole and not any(getattr(x.sharding, 'spec', ())):  # nor stacked over one worker
+            shards = sorted(x.addressable_shards, key=lambda shard: shard.device.id)
+            x = [np.asarray(shard.data) for shard in shards]
+        stacked = np.asarray(x)
+        if mine or not (everywhere or has_copies):
+            return stacked
+        if stacked[0].size <= _FEW and (stacked != stacked[:1]).any():
+            raise ValueError(
+                f'{caller}: workers have different opt_state{jax.tree_util.keystr(path)}, which should be '
+                'the same on all: some kept a step that others did not, and their copies of x differ, too. '
+                'Decide by def_jax.all_finite, or pass skip_nonfinite=True to def_jax.error_feedback.'
+            )
+        return stacked[0]
+
+    return _checked(jax.tree.map_with_path(leaf, own, opt_state), own, caller)
+
+
+def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
+    """Undoes `stack_state` for `jax.pmap`: every leaf with a leading axis [K].
+
+    For `jax.shard_map`, pass the saved state as it is to `jax.device_put` with `state_specs`.
+
+    Args:
+        saved: from `stack_state`, or what `jax.pmap` returned.
+        num_workers: K; by default, that of the saved state. With another, each worker gets the mean of what
+            the old ones had, so x stays where it is, and y up to rounding.
+
+    Raises:
+        ValueError: as `stack_state`: it was one worker's copy that was saved.
+
+    >>> import jax, jax.numpy as jnp, def_jax
+    >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
+    >>> saved = def_jax.stack_state(jax.pmap(optimizer.init)(jnp.zeros((1, 4))))
+    >>> def_jax.unstack_state(saved, num_workers=3).residual.shape
+    (3, 4)
+    """
+    # It may have been saved as jax.pmap has it, or restored to every device.
+    saved = _stacked(jax.tree.map(np.asarray, saved), 'unstack_state')
+    own = per_worker_leaves(saved)
+    before = num_stacked(saved, own, 1)
+    workers = num_workers or before
+    saved = regroup(saved, own, (before,), (workers,))
+    return each(lambda mine, x: x if mine else np.broadcast_to(x, (workers, *x.shape)), own, saved)
+
+
+def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
+    """The stacked state, or a ValueError if it is no worker's, or one worker's, as far as arrays tell."""
+    leaves = zip(named_leaves(saved), jax.tree.leaves(own), strict=True)
+    leading = {np.shape(x)[:1]: f'opt_state{path} {np.shape(x)}' for (path, x), mine in leaves if mine}
+    if not leading:
+        raise ValueError(f'{caller}: opt_state holds no residual, so nothing in it differs between workers.')
+    if len(leading) > 1 or () in leading:
+        raise ValueError(
+            f"{caller}: this is one worker's state, and the residuals of the others are lost: what is "
+            'per-worker has no common leading axis over workers, but the shapes '
+            f'{", ".join(leading.values())}. {_REMEDY}.'
+        )
+    workers = num_stacked(saved, own, 1)
+    for state in link_states(saved):
+        residuals = [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'residual', ()))]
+        held = residuals + [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'inner', ()))]
+        if workers > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in held):
+            raise ValueError(
+                f'{caller}: all {workers} workers have the same residual, so this is the copy of one of them '
+                f'(or all are given the same data). {_REMEDY}.'
+            )
+    return saved

@@ -1,0 +1,70 @@
+"""Parameters narrower than float32. The oracle, with every option: test_random_composition.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import def_jax
+
+RATE, STEPS = 1e-4, 1000  # below half a unit in the last place of 1 in bfloat16
+
+
+def trained(dtype, update_dtype, **options):
+    """x and y of 64 ones after so many steps of -RATE, and what these are in the dtype of updates."""
+    blocks = def_jax.random_block(4, order='shuffled')
+    optimizer = def_jax.error_feedback(blocks, None, detach=0.0, **options)
+    update = jnp.full(64, -RATE, update_dtype)
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(update, state, x)
+        return (optax.apply_updates(x, updates), state), None
+
+    x = jnp.ones(64, dtype)
+    x, state = jax.jit(lambda carry: jax.lax.scan(step, carry, None, STEPS)[0])((x, optimizer.init(x)))
+    return x, def_jax.output_params(x, state, None), STEPS * float(update[0])
+
+
+@pytest.mark.parametrize('bits', [1, 2, 32])
+@pytest.mark.parametrize('update_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_y_is_a_float32_master_copy(dtype, update_dtype, bits):
+    """Where dense training would stand still."""
+    x, y, moved = trained(dtype, update_dtype, bits=bits)
+    assert x.dtype == dtype and y.dtype == jnp.float32
+    np.testing.assert_allclose(y, 1 + moved, atol=1e-6)
+    np.testing.assert_allclose(x.astype(jnp.float32), 1 + moved, atol=0.02)
+
+
+def masters(inner):
+    """float32 masters of the parameters, as a trainer of bfloat16 parameters has them."""
+
+    def init(params):
+        copy = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        return copy, inner.init(copy)
+
+    def update(grads, state, params):
+        copy, state = state
+        updates, state = inner.update(grads, state, copy)
+        copy = optax.apply_updates(copy, updates)
+        return jax.tree.map(lambda m, x: (m - x).astype(x.dtype), copy, params), (copy, state)
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_a_master_copy_inside_is_refused(dtype):
+    """It diverged: at the detached point it adds the residual a second time."""
+    optimizer = def_jax.error_feedback(def_jax.random_block(16), 'workers', inner=masters(optax.sgd(0.1)))
+    with pytest.raises(ValueError, match='inner= keeps a copy of the parameters, such as float32 masters'):
+        optimizer.init({'w': jnp.ones(8, dtype)})
+
+
+@pytest.mark.parametrize(
+    'inner',
+    [optax.adamw(0.1, weight_decay=1.0), optax.lamb(0.1), optax.contrib.prodigy(), optax.contrib.muon(0.1)],
+)
+def test_optimizers_that_read_parameters_are_not(inner):
+    def_jax.error_feedback(def_jax.random_block(4), 'workers', inner=inner).init({'w': jnp.ones((8, 8))})

@@ -1,0 +1,69 @@
+"""Weights of workers. The oracle, under every mapping: test_random_composition.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import P
+
+import def_jax
+
+INNER = optax.sgd(lambda count: 0.1 / (1 + count), momentum=0.9)
+WEIGHTS = np.float32([1, 0, 3])
+
+
+def make():
+    return def_jax.error_feedback(def_jax.identity(), 'workers', inner=INNER)
+
+
+def stepped(weights, grads):
+    optimizer = make()
+
+    def worker(grads, weight):
+        x = jnp.zeros(4)
+        _, state = optimizer.update(jnp.ones(4), optimizer.init(x), x)
+        return optimizer.update(grads, state, x, weight=weight)
+
+    return jax.jit(jax.vmap(worker, axis_name='workers'))(grads, weights)
+
+
+def test_a_worker_without_weight_adds_nothing_and_keeps_its_moments():
+    """Whatever its gradient is, as of an empty batch; a schedule counts on, as for all."""
+    grads = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    grads[1] = np.nan
+    updates, state = stepped(WEIGHTS, grads)
+    fresh = -0.05 * (0.9 + grads)
+    np.testing.assert_allclose(updates[0], (fresh[0] + 3 * fresh[2]) / 4, rtol=1e-5)
+    assert (updates == updates[0]).all()
+    (trace,) = [x for x in jax.tree.leaves(state.inner) if x.ndim == 2]
+    np.testing.assert_allclose(trace, np.where(WEIGHTS[:, None] > 0, 0.9 + grads, 1), rtol=1e-6)
+    (count,) = [x for x in jax.tree.leaves(state.inner) if x.dtype == jnp.int32]
+    assert count.tolist() == [2, 2, 2]
+
+
+def test_without_any_weight_nothing_is_added():
+    updates, _ = stepped(0 * WEIGHTS, np.ones((3, 4), np.float32))
+    assert not updates.any()
+
+
+def test_spmd_takes_a_weight_for_every_worker():
+    mesh = jax.make_mesh((3,), ('workers',), devices=jax.devices()[:3])
+    dist, x = def_jax.spmd(make(), mesh), jnp.zeros(4)
+    grads = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    x = jax.device_put(x, jax.NamedSharding(mesh, P()))
+    updates, _ = jax.jit(dist.update)(grads, dist.init(x), x, weight=WEIGHTS)
+    np.testing.assert_allclose(updates, -0.1 * WEIGHTS @ grads / 4, rtol=1e-5)
+    with pytest.raises(ValueError, match=r'weight is \(\), but must be \(3,\)'):
+        dist.update(grads, dist.init(x), x, weight=1.0)
+
+
+def test_a_weight_is_one_number():
+    with pytest.raises(ValueError, match=r'weight has shape \(3,\), but must be a scalar'):
+        make().update(jnp.ones(4), make().init(jnp.ones(4)), jnp.ones(4), weight=WEIGHTS)
+
+
+def test_a_detach_that_is_put_into_the_state_stays_there():
+    optimizer = def_jax.error_feedback(def_jax.random_block(2), None)
+    state = optimizer.init(jnp.zeros(4))._replace(detach=jnp.float32(0.9))
+    assert optimizer.update(jnp.ones(4), state)[1].detach == np.float32(0.9)

@@ -1,0 +1,340 @@
+"""Gradient functions of other people's trainers on every worker, and what their steps send."""
+
+import copy
+import functools
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from compressing import feedback
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from sharded_workers import AUTO, EXPLICIT, mesh_of, step_of
+
+import def_jax
+
+SPECS = {'in': P(None, 'shard'), 'out': P('shard')}
+BATCH = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+
+
+def make_params():
+    rng = np.random.default_rng(1)
+    return {
+        'in': jnp.asarray(rng.normal(size=(8, 64)), jnp.float32),
+        'out': jnp.asarray(rng.normal(size=(64, 8)), jnp.float32),
+    }
+
+
+def spmd(optimizer=None, kind=AUTO, specs=SPECS, **options):
+    optimizer = optimizer or feedback(inner=optax.sgd(0.01, momentum=0.9))
+    return def_jax.spmd(optimizer, mesh_of(2, 4, kind), specs, **options)
+
+
+def loss_fn(params, batch):
+    return jnp.mean((jnp.tanh(batch @ params['in']) @ params['out'] - batch) ** 2)
+
+
+def initial(dist):
+    """The parameters in their places, and the first state."""
+    params = jax.device_put(make_params(), dist.shardings)
+    return params, dist.init(params)
+
+
+def trace(dist, loss):
+    return jax.eval_shape(dist.value_and_grad(loss), *initial(dist), BATCH)
+
+
+def constrained(mesh):
+    """The loss of a model that says how its activations lie, as MaxText's do."""
+
+    def loss(params, batch):
+        hidden = jnp.tanh(batch @ params['in'])
+        hidden = lax.with_sharding_constraint(hidden, NamedSharding(mesh, P(None, 'shard')))
+        return jnp.mean((hidden @ params['out'] - batch) ** 2)
+
+    return loss
+
+
+def mapped(mesh):
+    """A model with tensor parallelism of its own."""
+
+    def loss(params, batch):
+        def layer(w_in, w_out, batch):
+            return lax.psum(jnp.tanh(batch @ w_in) @ w_out, 'shard')
+
+        specs = (P(None, 'shard'), P('shard'), P())
+        layer = jax.shard_map(layer, mesh=mesh, in_specs=specs, out_specs=P())
+        predicted = layer(params['in'], params['out'], batch)
+        return jnp.mean((predicted - batch) ** 2)
+
+    return loss
+
+
+def explicit(mesh):
+    def loss(params, batch):
+        hidden = jnp.tanh(jnp.dot(batch, params['in'], out_sharding=P(None, 'shard')))
+        return jnp.mean((jnp.dot(hidden, params['out'], out_sharding=P()) - batch) ** 2)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ('kind', 'make'), [(AUTO, constrained), (AUTO, mapped), (EXPLICIT, mapped), (EXPLICIT, explicit)]
+)
+def test_models_that_place_their_own_arrays(kind, make):
+    dist = spmd(kind=kind)
+    params, state = initial(dist)
+    losses, grads = jax.jit(dist.value_and_grad(make(dist.mesh)))(params, state, BATCH)
+    expected = jax.vmap(jax.value_and_grad(loss_fn), (None, 0))(make_params(), BATCH.reshape(2, 8, 8))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, (losses, grads), expected)
+    assert grads['in'].sharding.spec == P('workers', None, 'shard')
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_a_constraint_that_names_the_workers_is_refused(kind):
+    dist = spmd(kind=kind)
+
+    def loss(params, batch):
+        to = NamedSharding(dist.mesh, P('workers'))
+        batch = lax.with_sharding_constraint(batch, to) if kind == AUTO else jax.sharding.reshard(batch, to)
+        return jnp.mean(batch) * jnp.mean(params['in'])
+
+    with pytest.raises(Exception, match=r"mapped over 'workers': its sharding.* may name \['shard'\] alone"):
+        trace(dist, loss)
+
+
+def test_any_arguments_keys_and_auxiliary_values():
+    dist = spmd()
+    params, state = initial(dist)
+
+    def loss(params, scale, batch, keys, *, train):
+        noise = jax.random.normal(keys['noise'], ()) if train else 0.0
+        return scale * loss_fn(params, batch['x']), {'noise': noise, 'rows': jnp.float32(len(batch['x']))}
+
+    grad_fn = dist.at_points(jax.value_and_grad(loss, has_aux=True), split=(2,), keys=(3,))
+    key = jax.random.key(3)
+    expected = [jax.random.normal(jax.random.fold_in(key, k), ()) for k in range(2)]
+    for noise in (key, jax.random.key_data(key)):  # typed, and as PRNGKey makes them
+        arguments = params, state, jnp.float32(2), {'x': BATCH}, {'noise': noise}
+        (losses, aux), grads = grad_fn(*arguments, train=True)
+        np.testing.assert_allclose(aux['noise'], expected)
+    assert aux['rows'].tolist() == [8, 8] and grads['in'].shape == (2, 8, 64)
+    (_, aux), _ = grad_fn(*arguments, train=False)
+    assert not np.any(aux['noise'])
+    np.testing.assert_allclose(dist.mean({'loss': losses})['loss'], np.mean(losses))
+    with pytest.raises(ValueError, match=r'is int32, but must .* float32 of a count first'):
+        dist.mean({'correct': jnp.ones(2, jnp.int32)})
+    for mean in (jnp.float32(1), params['in']):  # which are means already
+        with pytest.raises(ValueError, match=r'its leading axis must be over 2 workers'):
+            dist.mean(mean)
+
+
+def test_keyword_arguments_have_any_name():
+    names = dict.fromkeys(('grad_fn', 'split', 'keys', 'params', 'opt_state', 'point'), 1.0)
+    dist = spmd()
+    run = dist.at_points(lambda p, batch, **named: 0 * jnp.sum(batch) + sum(named.values()))
+    assert run(*initial(dist), BATCH, **names).tolist() == [6, 6]
+
+
+def test_positions_are_checked():
+    for message, split, *keys in (
+        (r'split=\(0,\) must be a tuple of positions', (0,)),
+        ('split=1 must be a tuple', 1),
+        ('both name argument 1', (1,), (1,)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spmd().at_points(jax.grad(loss_fn), split, *keys)
+
+
+def convolved(images, kernel):
+    dimensions = ('NHWC', 'HWIO', 'NHWC')
+    return lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=dimensions)
+
+
+def test_convolutions_stay_ordinary():
+    """Under vmap they would be grouped by worker."""
+    dist = spmd(specs=P())
+    params = {'kernel': jnp.ones((3, 3, 2, 4)) / 10}
+
+    def loss(params, images):
+        return jnp.mean(convolved(images, params['kernel']) ** 2)
+
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype(np.float32)
+    state = dist.init(params)
+    program = jax.jit(dist.value_and_grad(loss)).lower(params, state, images)
+    assert not re.search('(feature|batch)_group_count = 2', program.as_text())
+    losses, _ = dist.value_and_grad(loss)(params, state, images)
+    np.testing.assert_allclose(losses, [loss(params, part) for part in np.split(images, 2)], rtol=1e-5)
+
+
+def test_convolutions_take_what_lies_on_explicit_axes_as_arguments():
+    """Statistics that were a mean over workers at the step before, for one."""
+    dist = spmd(kind=EXPLICIT, specs=P())
+    on_mesh = functools.partial(jax.device_put, device=NamedSharding(dist.mesh, P()))
+    params = on_mesh({'kernel': jnp.ones((3, 3, 1, 4))})
+
+    def grad_fn(params, scale, images, bias):
+        return jnp.mean(scale * convolved(images, params['kernel']) + bias)
+
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    state, scale, bias = dist.init(params), on_mesh(jnp.arange(4.0)), on_mesh(jnp.ones(4))
+    expected = [grad_fn(params, scale, part, bias) for part in np.split(images, 2)]
+    divided = jax.device_put(scale, NamedSharding(dist.mesh, P('workers')))
+    for given in (scale, divided):
+        losses = dist.at_points(grad_fn, split=(2,))(params, state, given, images, bias=bias)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+    closes_over = dist.at_points(lambda params, images: grad_fn(params, scale, images, bias))
+    with pytest.raises(Exception, match=r'takes arrays such as batch_stats as arguments and must not close'):
+        jax.eval_shape(closes_over, params, state, images)
+
+
+def compiled(dist, step=None, params=None, batch=BATCH, out_shardings=None):
+    """A step, by default with the mean of its losses; an argument that is unused is not in the program."""
+
+    def default(params, state, batch):
+        params, state, losses = step_of(dist, loss_fn)(params, state, batch)
+        return params, state, losses.mean()
+
+    params = initial(dist)[0] if params is None else params
+    mapped = jax.jit(lambda unused, *given: (step or default)(*given), out_shardings=out_shardings)
+    return mapped.lower(0, params, dist.init(params), batch).compile()
+
+
+def test_the_message_alone_crosses_workers():
+    dist = spmd()
+    program = compiled(dist)
+    found = dist.check(program)
+    shards = jax.tree.map(lambda x: x.addressable_data(0), initial(dist)[0])
+    message = def_jax.message_size(def_jax.random_block(4), shards)
+    assert sum(c.elements for c in found) == message + 1  # and the mean of the losses
+    assert dist.check(types.SimpleNamespace(compiled=program)) == found  # as Equinox wraps it
+    with pytest.raises(
+        ValueError, match=rf'passes {4 * message + 4:,} bytes .* the message has {4 * message:,}'
+    ):
+        dist.check(program, besides=0)
+    with pytest.raises(TypeError, match=r'got a Lowered: pass a compiled step'):
+        dist.check(jax.jit(lambda x: x).lower(1.0))  # whose text has no collectives yet
+
+
+def test_specs_that_were_forgotten_are_found():
+    """Parameters are sharded, but `spmd` was not told: each device would send what all of a worker have."""
+    dist = spmd(specs=P())
+    among_workers = NamedSharding(dist.mesh, P(dist.mesh.axis_names))  # as before there were workers
+    for shardings, message in (
+        (spmd().shardings, r"takes params\['in'\] in parts of shape .*Pass param_specs"),
+        (among_workers, r'divided among workers: jax.device_put\(params, dist.shardings'),
+    ):
+        program = compiled(dist, step_of(dist, loss_fn), jax.device_put(make_params(), shardings))
+        with pytest.raises(ValueError, match=message):
+            dist.check(program)
+
+
+def test_a_batch_whose_examples_change_workers_is_found_however_small():
+    dist = spmd()
+
+    def step(params, state, batch):
+        batch = jax.lax.with_sharding_constraint(batch, NamedSharding(dist.mesh, P('workers')))
+        return step_of(dist, loss_fn)(params, state, batch)
+
+    batch = jax.device_put(BATCH, NamedSharding(dist.mesh, P(('shard', 'workers'))))
+    program = compiled(dist, step, batch=batch)
+    with pytest.raises(ValueError, match=r"batch that is not divided over \['workers'\]"):
+        dist.check(program, besides=0)
+
+
+def test_state_that_is_not_sharded_over_workers_is_found():
+    dist = spmd()
+    whole = NamedSharding(dist.mesh, P())
+    params, state = initial(dist)
+    assert jax.tree.map(lambda x: x.sharding, state) == dist.state_shardings(params)
+    shardings = dist.shardings, jax.tree.map(lambda _: whole, state), whole
+    with pytest.raises(
+        ValueError, match=r"by all-gather.*returns .*inner\[0\].trace\['in'\].*state_shardings\(params\)"
+    ):
+        dist.check(compiled(dist, out_shardings=shardings))
+
+
+def test_a_mean_of_the_gradients_is_found():
+    dist = spmd()
+
+    def step(params, state, batch):
+        losses, grads = dist.value_and_grad(loss_fn)(params, state, batch)
+        norm = optax.tree.norm(dist.mean(grads))
+        updates, state = dist.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, losses.mean(), norm
+
+    batch = jax.device_put(BATCH, NamedSharding(dist.mesh, P('workers')))
+    program = compiled(dist, step, batch=batch)
+    message = r'all-reduce of .* bytes \(jit.*hold a whole gradient, which has 1,024: look for'
+    with pytest.raises(ValueError, match=message):
+        dist.check(program, besides=16)
+
+
+@pytest.mark.parametrize('optax_of', [lambda dist: dist, lambda dist: dist.as_optax()])
+def test_a_chain_around_it_is_refused_with_its_state(optax_of):
+    dist = spmd()
+    clip, tx = optax.clip_by_global_norm(1.0), optax_of(dist)
+    for around in (optax.chain(clip, tx), optax.named_chain(('clip', clip), ('def', tx))):
+        params, state = make_params(), jax.eval_shape(around.init, make_params())
+        with pytest.raises(ValueError, match=r'a global norm is too large\. Put the chain into it'):
+            jax.eval_shape(dist.value_and_grad(loss_fn), params, state, BATCH)
+
+
+def test_as_an_optax_transformation_it_is_itself():
+    """Also in the copy of what holds it, such as a TrainState, which jit then knows."""
+    dist = spmd()
+    tx = dist.as_optax()
+    assert isinstance(tx, optax.GradientTransformationExtraArgs) and optax.with_extra_args_support(tx) is tx
+    params, state = initial(dist)
+    assert jax.eval_shape(tx.init, params) == jax.eval_shape(dist.init, params)
+    grads = jax.tree.map(lambda p: np.ones((2, *p.shape), 'f4'), params)
+    updates = [jax.jit(each.update)(grads, state, params)[0]['in'] for each in (tx, dist)]
+    np.testing.assert_array_equal(*updates)
+    assert tx == dist.as_optax() == copy.deepcopy(tx) and hash(tx) == hash(copy.copy(dist).as_optax())
+
+
+def test_accumulation_sends_once():
+    optimizer = feedback(inner=optax.sgd(0.1, momentum=0.9))
+    dist, plain = spmd(optimizer, accumulate=3), spmd(optimizer)
+    params, state = initial(dist)
+    rng = np.random.default_rng(0)
+    step, expected = jax.jit(dist.update), plain.init(params)
+    for _ in range(2):
+        grads = [
+            jax.tree.map(lambda p: rng.normal(size=(2, *p.shape)).astype('f4'), params) for _ in range(3)
+        ]
+        for n, grad in enumerate(grads):
+            updates, state = jax.block_until_ready(step(grad, state, params))
+            assert np.any(updates['in']) == (n == 2)
+        mean = jax.tree.map(lambda *g: sum(g) / 3, *grads)
+        wanted, expected = plain.update(mean, expected, params)
+        np.testing.assert_allclose(updates['in'], wanted['in'], rtol=1e-5, atol=1e-7)
+        residuals = [optax.tree.get(each, 'residual')['in'] for each in (state, expected)]
+        np.testing.assert_allclose(*residuals, rtol=1e-4, atol=1e-6)
+    dist.check(step.lower(grads[0], state, params).compile(), params)
+
+
+@pytest.mark.parametrize('form', ['prefix', 'shardings', 'metadata'])
+def test_specs_as_the_ecosystem_has_them(form):
+    """One for a whole branch, shardings in their place, and Flax's boxes, also around the parameters."""
+    nn = pytest.importorskip('flax.linen')
+    params = {name: {'kernel': x} for name, x in make_params().items()}
+    boxes = {name: {'kernel': nn.Partitioned(x, tuple(SPECS[name]))} for name, x in make_params().items()}
+    specs = {
+        'prefix': SPECS,
+        'shardings': {name: {'kernel': NamedSharding(spmd().mesh, spec)} for name, spec in SPECS.items()},
+        'metadata': nn.get_partition_spec(boxes),
+    }
+    dist = spmd(feedback(inner=optax.adam(0.1)), specs=specs[form])
+    state = dist.init(params)
+    assert state.residual['in']['kernel'].sharding.spec == P('workers', None, 'shard')
+    if form == 'metadata':
+        state = dist.init(boxes)
+        assert state.residual['out']['kernel'].value.sharding.spec == P('workers', 'shard')

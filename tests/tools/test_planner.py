@@ -1,0 +1,192 @@
+"""The plan of a cluster: a ring all-reduce by hand, limits, a measured link, and what it advises."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import def_jax
+from def_jax.tools.planner import Plan, comparison, measure, parse_bandwidth
+from def_jax.tools.planner.devices import DEVICES
+from def_jax.tools.planner.program import main
+
+ROOT = Path(__file__).resolve().parents[3]
+
+SLOW = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64, latency=0.0, dense_bytes=4)
+HUGE = Plan(params=1e9, step_time=1.5, bandwidth=1e9, workers=2)
+FAST = dataclasses.replace(SLOW, bandwidth=800e9, overlap=0.9)
+
+
+def test_a_ring_all_reduce_by_hand():
+    """Each of 4 workers sends 6 quarters of 1,000 float32 at 32 kbit/s, in 6 messages of 10 ms."""
+    plan = Plan(params=1000, step_time=1e-9, bandwidth=32e3, workers=4, latency=0.01)
+    assert plan.all_reduce(1000) == pytest.approx(6 * (250 * 32 / 32e3 + 0.01))
+    assert plan.dense_step() == pytest.approx(plan.all_reduce(1000, plan.dense_bytes))
+
+
+def test_a_step_has_its_share_of_evaluations_and_of_the_final_output():
+    plan = dataclasses.replace(SLOW, num_steps=1000, evaluate_every=100)
+    without = SLOW.step_time + SLOW.all_reduce(SLOW.params / 64)
+    assert plan.step(64) == pytest.approx(without + 11 / 1000 * SLOW.all_reduce(SLOW.params))
+    assert dataclasses.replace(plan, overhead=0.5).step(64) == pytest.approx(plan.step(64) + 0.5)
+
+
+def seconds_of(plan):
+    return [method.seconds for method in comparison.compare(plan, local_steps=50)]
+
+
+def test_the_methods_by_hand():
+    """Without latency a worker is told apart by its bytes alone; PowerSGD pays latency twice."""
+    dense, *def_q, diloco, streaming, powersgd = seconds_of(SLOW)
+    assert dense == SLOW.dense_step() and def_q == [SLOW.step(ratio) for ratio in (16, 64, 256)]
+    assert diloco == pytest.approx(SLOW.step_time + SLOW.all_reduce(SLOW.params) / 50)
+    assert streaming == SLOW.step_time  # hidden
+    thin = dataclasses.replace(SLOW, bandwidth=1e6)
+    assert seconds_of(thin)[5] == pytest.approx((4 * 0.12 + thin.all_reduce(thin.params / 10) / 8) / 5)
+    assert powersgd == pytest.approx(SLOW.step_time + SLOW.all_reduce(SLOW.params / 64))
+    late = dataclasses.replace(SLOW, latency=1e-3)
+    assert seconds_of(late)[6] - powersgd == pytest.approx(2 * 2 * 63 * 1e-3)
+    sent = [method.sent for method in comparison.compare(SLOW)]
+    assert sent == pytest.approx([2 * 63 / 64 * 4 * 25.6e6 / n for n in (1, 16, 64, 256, 50, 400, 64)])
+
+
+@pytest.mark.parametrize(
+    ('plan', 'words'),
+    [
+        (FAST, r'Dense is best: communication is \d % of its step'),
+        (dataclasses.replace(FAST, overhead=0.01), 'Dense is best'),
+        (dataclasses.replace(SLOW, workers=1), 'Dense is best: communication is 0 %'),
+        (
+            dataclasses.replace(SLOW, bandwidth=4e9),
+            r'compression 64: [^$]*def_sgd\(rate, 64, [^$]*def_adamw\(rate, 64',
+        ),
+        (
+            dataclasses.replace(SLOW, bandwidth=1e8, in_flight=True),
+            'Start with DEF-Q, compression 256[^$]*overlap=True',
+        ),
+        (dataclasses.replace(SLOW, latency=0.05), 'Start with DiLoCo, H = 50[^$]*every=50,'),
+        (
+            HUGE,
+            r'Start with Streaming DiLoCo[^$]*spmd\(optimizer, mesh[^$]*not been trained at this size: '
+            r'DEF on 36.5 M parameters at most, [^$]*DEF-Q on 10.7 M[^$]*64[^$]*def_adamw\(rate, 64',
+        ),
+        (
+            dataclasses.replace(HUGE, params=4e11, step_time=60),
+            r'Start with (Streaming )?DiLoCo[^$]*No method here is known [^$]*not been trained at this size',
+        ),
+    ],
+)
+def test_the_advice(plan, words):
+    assert re.match(f'[^$]*{words}', comparison.advice(plan, comparison.compare(plan)))
+
+
+@pytest.mark.parametrize('optimizer', comparison.OPTIMIZERS)
+@pytest.mark.parametrize('in_flight', [True, False])
+def test_every_line_to_paste_makes_an_optimizer(optimizer, in_flight):
+    other = {'sgd': 'adamw', 'adamw': 'sgd'}[optimizer]
+    for method in comparison.compare(dataclasses.replace(SLOW, in_flight=in_flight), 64, optimizer)[1:]:
+        names = {'rate': 0.1, 'def_jax': def_jax, 'optax': optax}
+        exec(method.paste, names)
+        names['optimizer'].init({'w': jnp.zeros((8, 8))})
+        assert optimizer in method.paste and f'{other}(rate' not in method.paste
+
+
+def test_a_link_is_fitted():
+    """Exactly where the model holds; without latency or a slope where the times have none."""
+    plan = Plan(params=1, step_time=1, bandwidth=3e8, workers=8, latency=2e-5)
+    times = {4 * n: plan.all_reduce(n) for n in (2**10, 2**16, 2**20)}
+    assert measure.fit(8, times) == pytest.approx((3e8, 2e-5))
+    assert measure.fit(2, {1000: 1e-3, 2000: 3e-3})[1] == 0
+    bandwidth, latency = measure.fit(2, {1000: 2e-3, 2000: 1e-3})
+    assert bandwidth > 0 and latency > 0
+
+
+def test_a_link_is_measured(capsys):
+    """Between fake devices of one process, which is no network, as it says."""
+    link = measure.measure_link((2**10, 2**14), repeats=3)
+    assert (link.workers, link.devices) == (jax.device_count(), 1)
+    assert link.bandwidth > 0 and link.latency >= 0 and list(link.times) == [2**10, 2**14]
+    assert 'this is no network' in link.describe()
+    assert main(['--params=1e6', '--step-time=1', '--measure', '--workers=3']) == 0
+    output = capsys.readouterr().out
+    assert 'Here there are 3.' in output and f'Measured between {jax.device_count()} devices' in output
+
+
+@pytest.mark.parametrize(
+    ('text', 'bits'),
+    [
+        *(('10gbit', 10e9), ('800 mbit', 8e8), ('1e9', 1e9), ('2.5Gbps', 2.5e9), ('56k', 56e3)),
+        *(('5.6e+4', 56e3), ('1e-3gbit', 1e6)),
+        *(('1 Gb/s', 1e9), ('10GBps', 80e9), ('10 GB/s', 80e9)),
+    ],
+)
+def test_bandwidths(text, bits):
+    assert parse_bandwidth(text) == bits
+
+
+def test_impossible_values():
+    for text in ('', 'fast', '10 GB', 'gbit', '-1gbit', '1.2.3', None):
+        with pytest.raises(ValueError, match=r"bandwidth=.* must be in bits per second, such as '10gbit'"):
+            parse_bandwidth(text)
+    bad = [(f.name, value) for f in dataclasses.fields(Plan) for value in (-1, math.nan, 1e300, '64', None)]
+    for field, value in [*bad, ('overlap', 2), ('step_time', 0)]:
+        with pytest.raises(ValueError, match=rf'{field}=.* must be (a number in|True or False)'):
+            dataclasses.replace(SLOW, **{field: value})
+
+
+FLAGS = ['--params=25.6e6', '--step-time=0.12', '--workers=64', '--bandwidth=10gbit']
+
+
+def test_the_command_line_and_both_spellings_of_a_flag(tmp_path, capsys):
+    picture = tmp_path / 'plan.png'
+    assert main([*FLAGS, '--num-steps=10', '--evaluate_every=5', f'--output={picture}']) == 0
+    plan = dataclasses.replace(SLOW, latency=50e-6, num_steps=10, evaluate_every=5, dense_bytes=2)
+    output = capsys.readouterr().out
+    assert comparison.table(plan, comparison.compare(plan)) in output and 'hide behind one gradient' in output
+    assert picture.stat().st_size > 0
+
+
+DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
+
+
+@pytest.mark.parametrize(
+    ('flags', 'line'),
+    [
+        ([*FLAGS, '--bandwidth=fast'], "plan: bandwidth='fast' must be in bits per second"),
+        ([*FLAGS, '--workers=4.5'], "plan: argument --workers: invalid int value: '4.5'"),
+        ([*FLAGS, '--output=.'], "plan: output='.' is a folder"),
+        ([*FLAGS, '--output=no/such/folder/x.png'], 'plan: [Errno 2] No such file or directory'),
+        (FLAGS[:2], 'plan: the following arguments are required: --bandwidth, --workers'),
+        ([*DEVICE, '--device=h101', '--flops=1e12'], "plan: device='h101' is unknown"),
+        ([*FLAGS, '--local-steps=0'], 'plan: local_steps=0 must be an integer in [1, '),
+        ([*FLAGS, '--measure'], 'plan: --measure and --bandwidth exclude each other'),
+        (['--measure', '--process-id=1'], 'plan: --coordinator_address and --num_processes must'),
+        ([*FLAGS, '--process-id=1'], 'plan: --coordinator-address/--num-processes/--process-id have no'),
+        ([*FLAGS, '--flops=1'], 'plan: --flops has no effect without --device'),
+        (DEVICE, 'plan: the following arguments are required: --step-time'),
+        ([*DEVICE, '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, monkeypatch, capsys, flags, line):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(flags)
+    output = capsys.readouterr()
+    assert end.value.code == 2 and output.err.startswith(line), output.err
+    assert output.err.count('\n') == 1 and not output.out and not list(tmp_path.iterdir())
+
+
+def test_a_device_bounds_the_step_and_has_a_link(capsys):
+    """989.4 TFLOP/s and NVLink's 3,600 Gbit/s; a small model is bound by its eight passes over memory."""
+    assert main(['--device=h100', '--flops=9.894e12', '--params=85e6', '--workers=8']) == 0
+    plan = Plan(params=85e6, step_time=0.01, bandwidth=3600e9, workers=8, latency=0.0)
+    output = capsys.readouterr().out
+    assert comparison.table(plan, comparison.compare(plan)) in output
+    assert 'a bound, not a prediction' in output
+    assert 'No advice without a measured --step-time' in output and 'Start with' not in output
+    assert DEVICES['v5e'].step_time(1e9, 1e9) == pytest.approx(8 * 4e9 / 819e9)
