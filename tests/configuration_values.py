@@ -28,6 +28,7 @@ AVERAGE = 'trainer.configuration.factories_to_find:average'
 USED_BY = {
     'rank': {'method': 'powersgd'},
     'chunk': {'method': 'demo'},
+    'error_decay': {'method': 'sparse_loco'},
     'freeze_after': {'method': 'onebit_adam'},
     'outer_options': {'outer': 'sgd'},
     'method_options': {'method': AVERAGE},
@@ -57,7 +58,7 @@ REFUSED = {
     **each('order allocation', [0, 'shuffle', 'equal']),
     'detach': ['0.3', 'half', False, -0.1, 1.1, NAN],
     'bits': [3, 0, -8, 64, 'int8'],
-    'decay': ['1', None, False, -0.1, 1.1, NAN],
+    **each('decay error_decay', ['1', None, False, -0.1, 1.1, NAN]),
     'dataset': [10, None, 'cifar'],
     'data_dir': [None, 3, True],
     'model': [16, None, 'vgg'],

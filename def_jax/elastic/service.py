@@ -24,6 +24,7 @@ __all__ = [
     'TooFewError',
     'ask',
     'check_versions',
+    'differing',
     'end',
     'failed',
     'has_ended',
@@ -37,6 +38,7 @@ __all__ = [
 LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
 _ENDED = 'def_jax/ended'
 _VERSIONS = 'def_jax/versions'
+_SETTINGS = 'enable_x64', 'default_prng_impl', 'threefry_partitionable'
 _ANSWER_SECONDS = 30  # within which those who meet tell what others ask; they place their arrays before
 _state: Any = private.coordination()
 _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
@@ -75,7 +77,7 @@ def initialize(
 
     Nothing on these connections is authenticated or encrypted, so they need a network that can be trusted.
     Process 0 listens at `address`, and gloo at the address from which a process reaches it: with 127.0.0.1,
-    no other machine can connect.
+    no other machine can connect, but every user of this one.
 
     Args:
         address: host:port of process 0; like the next two, set by `python -m def_jax.launch` by default.
@@ -204,8 +206,26 @@ def retract(key: str) -> None:
 
 
 def versions() -> str:
-    """What must be the same in all processes, for each compiles its own program of what all compute."""
-    return f'def_jax {def_jax.__version__}, JAX {jax.__version__}, jaxlib {metadata.version("jaxlib")}'
+    """What must be the same in all processes, for each compiles its own program of what all compute.
+
+    With other settings of JAX, they would draw other parameters or exchange other types.
+    """
+    packages = {'def_jax': def_jax.__version__, 'JAX': jax.__version__}
+    for name in ('jaxlib', 'flax', 'optax', 'numpy'):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # flax is an extra
+            packages[name] = metadata.version(name)
+    settings = {f'jax_{name}': getattr(jax.config, f'jax_{name}', None) for name in _SETTINGS}
+    return ', '.join(f'{name} {value}' for name, value in (packages | settings).items())
+
+
+def differing(one: str, other: str) -> tuple[str, str]:
+    """What of two processes' versions is not the same.
+
+    >>> differing('JAX 1, numpy 2, jax_enable_x64 False', 'JAX 1, numpy 2, jax_enable_x64 True')
+    ('jax_enable_x64 False', 'jax_enable_x64 True')
+    """
+    parts, others = one.split(', '), other.split(', ')
+    return ', '.join(p for p in parts if p not in others), ', '.join(p for p in others if p not in parts)
 
 
 def check_versions() -> None:
@@ -221,7 +241,6 @@ def check_versions() -> None:
         found = [ask(f'{_VERSIONS}/{process}') for process in range(count)]
         tell(_VERSIONS, json.dumps(found))
     first, *others = json.loads(ask(_VERSIONS))
-    if differ := [f'process {i} has {other}' for i, other in enumerate(others, 1) if other != first]:
-        raise RefusedError(
-            f'process 0 has {first}, but {"; ".join(differ[:3])}. Install the same versions for all.'
-        )
+    pairs = {process: differing(first, other) for process, other in enumerate(others, 1) if other != first}
+    if differ := [f'process {i} has {other}, but process 0 {first}' for i, (first, other) in pairs.items()]:
+        raise RefusedError(f'{"; ".join(differ[:3])}. Give all the same versions and settings of JAX.')

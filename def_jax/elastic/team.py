@@ -71,7 +71,8 @@ class Team:
         identity: text that all processes must have in common, such as the configuration and the data's
             checksum. Versions, shapes and dtypes are compared without it.
         secret: what a process must know to be given the state; None for the environment variable
-            DEF_JAX_SECRET. It keeps strangers out, but nothing is encrypted.
+            DEF_JAX_SECRET. It does not cover the arrays on their way, which who reaches the connections can
+            read and change.
         note: called with a line about each death and each return.
 
     Raises:

@@ -103,10 +103,11 @@ class Progress:
         """Moves the bar to the step of a training record, if there is one, and shows its figures."""
         if record is None:
             return
-        speed = f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s'
+        per_second = record.get(f'{self._unit}_per_second')  # of no step, if the first was the only one
+        speed = f'{per_second:,.0f} {self._unit}/s  ' if per_second else ''
         sent = f'{_size(1e6 * record["megabytes_sent"])} sent'
         loss = f'loss {record["loss"]:.3f}  ' if 'loss' in record else ''  # of no step, if all were skipped
-        figures = f'{loss}lr {record["learning_rate"]:g}  {speed}  {sent}'
+        figures = f'{loss}lr {record["learning_rate"]:g}  {speed}{sent}'
         step, epoch = record['step'], f'{record["epoch"]:{self._decimals}}/{self._epochs}'
         if self._bar.disable and time.monotonic() > self._next_line:
             self.note(f'epoch {epoch}  step {step:,}/{self._steps:,}  {figures}')

@@ -12,7 +12,7 @@ import optax
 
 from def_jax import message_size
 from def_jax.baselines import methods
-from def_jax.traffic import Message, traffic
+from def_jax.traffic import Message, Traffic, traffic
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.rules import checked, of_keys
 from def_jax.trainer.data import order
@@ -20,7 +20,7 @@ from def_jax.trainer.data.dataset import Dataset, Split
 from def_jax.trainer.state import TrainState, per_worker
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.tasks.base import Measure, Task
-from def_jax.trainer.workers import Workers, make_workers
+from def_jax.trainer.workers import AXIS, Workers, make_workers
 
 __all__ = ['Communication', 'Experiment', 'build']
 
@@ -177,14 +177,29 @@ class Experiment:
     @functools.cached_property
     def communication(self) -> Communication:
         """What training sends; traces one update, so an optimizer that cannot make one raises."""
-        config, params = self.config, self.abstract_variables['params']
-        part, devices = self.workers.part(params), self.workers.devices_per_row
-        found = traffic(self.optimizer, part, self.workers.axis_name, config.num_workers)
-        halves = any(message.operation == 'all-to-all' for message in found.messages)
+        halves = any(message.operation == 'all-to-all' for message in self._traffic.messages)
 
         def passed(messages: Sequence[Message]) -> int:
             return sum(m.bytes for m in messages if not (halves and m.operation == 'all-gather'))
 
+        return self._communication(passed)
+
+    @functools.cached_property
+    def on_the_wire(self) -> Communication:
+        """The same in what passes over a worker's link: bytes of the all-reduce that passes as many."""
+        workers = self.config.num_workers
+        return self._communication(lambda messages: round(sum(m.as_all_reduce(workers) for m in messages)))
+
+    @functools.cached_property
+    def _traffic(self) -> Traffic:
+        part = self.workers.part(self.abstract_variables['params'])
+        # Along a second axis are virtual workers, which send nothing to each other.
+        mesh = {AXIS: self.config.num_workers}
+        return traffic(self.optimizer, part, self.workers.axis_name, mesh, first_only=True)
+
+    def _communication(self, passed: Callable[[Sequence[Message]], int]) -> Communication:
+        config, params, found = self.config, self.abstract_variables['params'], self._traffic
+        part, devices = self.workers.part(params), self.workers.devices_per_row
         # Averages, every P steps, and dense first steps lie in branches that not every step takes; they are
         # counted apart. With local steps the message itself does.
         always = passed(found.always)

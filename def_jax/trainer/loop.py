@@ -134,6 +134,7 @@ class _Run:
             with self._assembled() as workers:
                 self._train(workers)
                 points = self._trained(workers)
+            self.checkpoints.wait()  # a result is of a run whose last checkpoint is complete
             self._log.seal()
         except DivergedError as error:
             if processes.is_first():
@@ -159,7 +160,7 @@ class _Run:
         self.checkpoints.check_room(state)
         state = self.checkpoints.restore(state)
         start = int(state.step)
-        # An evaluation's checkpoint is complete before the next evaluation begins.
+        # An evaluation's checkpoint is complete before the next evaluation is on record.
         records = metrics.read(folder / 'metrics.jsonl')
         evaluations = sum(not record.keys().isdisjoint(self._evaluated) for record in records)
         if not start and evaluations > 1:
@@ -174,6 +175,8 @@ class _Run:
             there = f'the latest checkpoint of {folder} is from step {start}'
             here = f'with config.batch_size={config.batch_size} the run has only {experiment.num_steps} steps'
             raise ValueError(f'{there}, but {here}. Choose a smaller batch, or another --workdir.')
+        if processes.count() > 1 and not config.elastic:  # whose team compares
+            replicas.check(experiment.workers, experiment.is_per_worker, state, start)
         return state
 
     @contextlib.contextmanager
@@ -204,29 +207,36 @@ class _Run:
             while workers.step < last:
                 if config.diagnostics_every and workers.step % config.diagnostics_every == 0:
                     progress.update(window.flush())  # to keep the records in order
-                    self._log.write(workers.diagnose())  # type: ignore[union-attr]
+                    with window.paused():
+                        self._log.write(workers.diagnose())  # type: ignore[union-attr]
                 measured = workers.train()
                 done = workers.step
                 # Fetch the record of the previous step while the devices compute this one.
                 progress.update(window.flush())
                 window.add(measured)
                 if checks and done % checks == 0 and not is_due(done):  # when `_save` compares
-                    workers.check_replicas()  # type: ignore[union-attr]
+                    with window.paused():
+                        workers.check_replicas()  # type: ignore[union-attr]
                 if reports := is_due(done) or done % config.log_every_steps == 0:
                     window.mark_due(done)
                 if is_due(done) or config.elastic:  # whose next step may be its last
                     progress.update(window.flush())
-                if is_due(done) and config.elastic:  # which cannot evaluate a state that it restored
-                    self._evaluate(workers, progress)
-                    self._save(workers)
-                    self.checkpoints.wait()  # see `_restored`
-                elif is_due(done):  # first saved: an evaluation that fails loses no step
-                    self._save(workers)
-                    self._evaluate(workers, progress)
+                if is_due(done):
+                    with window.paused():
+                        self._evaluate_and_save(workers, progress)
                 if done < last and workers.stops(self.signals.name is not None, reports=reports):
                     progress.update(window.flush())
                     self._leave(workers)
                     raise InterruptedRunError(self.signals.name or 'a signal to another process', done)
+
+    def _evaluate_and_save(self, workers: '_AnyWorkers', progress: console_lib.Progress) -> None:
+        if self.experiment.config.elastic:  # which cannot evaluate a state that it restored
+            self.checkpoints.wait()  # see `_restored`; `save` waits itself
+            self._evaluate(workers, progress)
+            self._save(workers)
+        else:  # first saved: an evaluation that fails loses no step
+            self._save(workers)
+            self._evaluate(workers, progress)
 
     def _lacks_evaluation(self) -> bool:
         """Whether the state that was restored may still have to be evaluated; the same in all processes."""
@@ -245,8 +255,7 @@ class _Run:
         position = self._window.position(workers.step)
         self._log.write(record | position)
         progress.note(console_lib.evaluation_line(self.experiment.measure, record, position))
-        self._window.restart()
-        self.checkpoints.wait()
+        self.checkpoints.tidy()
 
     def _leave(self, workers: '_AnyWorkers') -> None:
         """A checkpoint where the run ends early, with the record that is under way."""

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import tensorboardX
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from def_jax.trainer.checkpointing.workdir import append_to
+
 __all__ = ['MetricLog', 'Seal', 'read']
 
 
@@ -47,7 +49,7 @@ class MetricLog:
         self._size, self._digest = len(content), hashlib.sha256(content)
         if writes:
             with self._reporting():
-                self._file = self._path.open('ab')
+                self._file = append_to(self._path)
                 self._file.truncate(self._size)
                 self._board = _Board(workdir / 'tensorboard', resume_step + 1)
 

@@ -164,6 +164,11 @@ class Checkpoints:
             for old in [step for step in self.steps() if step <= self._newest][: -self._keep]:
                 shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next wait tries again
 
+    def tidy(self) -> None:
+        """Does what `wait` does if the last save has finished; one that has not goes on beside training."""
+        if self._commit is None or self._commit[1].done():
+            self.wait()
+
     def close(self) -> None:
         """Waits for the last save and releases all resources."""
         try:

@@ -85,10 +85,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'average_every': Key(0, "SAEF's period P: steps between averages of the residuals; 0: never"),
         'rank': Key(0, "of PowerSGD's factors; 0: the largest that sends no more than `ratio` allows"),
         'chunk': Key(64, 'the longest edge of a chunk of DeMo or SparseLoCo'),
+        'error_decay': Key(0.95, "multiplies SparseLoCo's error at every message"),
         'freeze_after': Key(100, 'dense steps of 1-bit Adam before its second moment is frozen'),
         'skip_nonfinite': Key(False, 'all workers skip a step with an update that is not finite'),
         'overlap': Key(False, 'messages travel during the next gradient; x is one step behind'),
-        'outer': Key('', 'the optimizer that applies the message; empty to add it', OPTIMIZERS),
+        'outer': Key('', "applies the message; empty for the method's: DiLoCo's own, else added", OPTIMIZERS),
     },
     'Workers': {
         'num_workers': Key(16, 'K, over all devices', least=1, change='regroups'),

@@ -137,6 +137,7 @@ def make_optimizer(
             rank=config.rank,
             chunk=config.chunk,
             freeze_after=config.freeze_after,
+            error_decay=config.error_decay,
             skip_nonfinite=config.skip_nonfinite,
             overlap=config.overlap,
             **outer,
@@ -152,7 +153,7 @@ def _preset(
     """DEF-Q as `def_sgd` or `def_adamw`; ValueError if a key is set that these do not have."""
     preset = _PRESETS[config.optimizer]
     own = preset.__kwdefaults__ or {}
-    for name in ('every', 'decay', 'rank', 'chunk', 'freeze_after', 'outer'):
+    for name in ('every', 'decay', 'rank', 'chunk', 'freeze_after', 'error_decay', 'outer'):
         if name not in own and config[name] != KEYS[name].default:
             what = f'method={config.method!r} with optimizer={config.optimizer!r}'
             raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')

@@ -1,5 +1,6 @@
 """Optimizers and schedules by name, optax's; lengths are fractions of the run, a warm-up begins at zero."""
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,15 @@ def muon(
 
 
 def drops(learning_rate: float, num_steps: int, learning_rate_drops: Sequence[float]) -> optax.Schedule:
-    """The learning rate drops tenfold at each of some fractions of the run, as in the paper."""
-    scales = {round(share * num_steps): 0.1 for share in learning_rate_drops}
+    """The learning rate drops tenfold at each of some fractions of the run, as in the paper.
+
+    Drops that fall on the same step multiply, and none comes before the first step.
+
+    >>> [round(float(drops(1.0, 3, (0.5, 0.75))(step)), 3) for step in range(3)]
+    [1.0, 1.0, 0.01]
+    """
+    at = collections.Counter(max(1, round(share * num_steps)) for share in learning_rate_drops)
+    scales = {step: 0.1**count for step, count in at.items()}
     return optax.piecewise_constant_schedule(learning_rate, scales)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.sharding.drift import axes_of_results
+from def_jax.traffic.drift import axes_of_results
 from def_jax.trainer.errors import explained
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.base import Task

@@ -11,6 +11,7 @@ import training_fixtures as fixtures
 
 from configs import digits
 from def_jax.trainer.checkpointing import workdir
+from def_jax.trainer.metrics import MetricLog
 
 
 def config(**changes):
@@ -68,6 +69,7 @@ def test_a_new_folder_is_made_with_its_configuration_which_finds_it_again(tmp_pa
     ('name', 'message'),
     [
         ('runs*/a[1]?', r'contains \* \? \[, but orbax.* as a pattern'),
+        (b'l\xc3\xa4ufe'.decode('ascii', 'surrogateescape'), 'is not text in UTF-8, as .* Set PYTHONUTF8=1'),
         ('', 'holds files that are not a run'),
         ('file', 'or is a file'),
         ('file/run', 'file'),
@@ -79,6 +81,44 @@ def test_what_cannot_be_a_new_folder_is_refused_and_foreign_files_are_left_alone
     with pytest.raises(ValueError, match=message):
         workdir.claim(name if name[:1] == '~' else tmp_path / name, config())
     assert fixtures.contents(tmp_path) == {Path('file'): b'precious'}
+
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'checkpoints', 'lock'])
+@pytest.mark.parametrize('is_there', [True, False])
+def test_a_folder_with_links_is_refused_and_nothing_is_written_through_them(run, tmp_path, name, is_there):
+    target = tmp_path / 'precious'
+    if is_there:
+        target.write_text('precious')
+    (run / name).symlink_to(target)
+    before = fixtures.contents(tmp_path)
+    with fixtures.refused(f'{run}.* holds the links {name}, .* overwrite the files .*Remove them'):
+        workdir.claim(run, config())
+    # Nor if the link is made after that.
+    if name == 'lock':
+        with fixtures.refused('cannot be written to'), workdir.locked(run):
+            pass
+    if name == 'metrics.jsonl':
+        with fixtures.refused('cannot be written'):
+            MetricLog(run, 0, None)
+    assert fixtures.contents(tmp_path) == before
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    (tmp_path / 'run').mkdir()
+    stat, me = Path.stat, os.geteuid()
+
+    def claim(owner):
+        def owned(*args, **options):
+            found = stat(*args, **options)
+            return os.stat_result([*found[:4], owner, *found[5:10]])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, 'stat', owned)
+            return workdir.claim(tmp_path / 'run', config())
+
+    with fixtures.refused(f'/run.* belongs to the user {me + 1}, and this is {me}.* chown'):
+        claim(owner=me + 1)
+    assert claim(owner=0) == claim(owner=me) == tmp_path / 'run'  # a volume is often root's
 
 
 def test_another_configuration_is_refused_with_what_differs(run):

@@ -210,3 +210,21 @@ def test_schedules_begin_without_a_warm_up_at_their_peak_and_end_where_they_are_
         rate = schedule_of(changed(learning_rate=RATE, **changes))
         assert float(rate(0)) == pytest.approx(RATE)
         assert float(rate(100)) == pytest.approx(final * RATE, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ('num_steps', 'drops', 'scales'),
+    [
+        (100, (0.5, 0.504), [1] * 50 + [0.01] * 50),  # both after 50 steps
+        (4, (0.5, 0.75), [1, 1, 0.1, 0.01]),
+        (3, (0.5, 0.75), [1, 1, 0.01]),
+        (2, (0.5, 0.75), [1, 0.1]),
+        (1, (0.5, 0.75), [1]),
+        (4, (), [1] * 4),
+    ],
+)
+def test_drops_on_one_step_multiply_and_none_comes_before_the_first(num_steps, drops, scales):
+    config = changed(learning_rate=RATE, learning_rate_drops=drops)
+    rate = parts.make_schedule(config, num_steps=num_steps)
+    found = [float(rate(step)) / RATE for step in range(num_steps)]
+    assert found == pytest.approx(scales)
