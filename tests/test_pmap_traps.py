@@ -251,6 +251,35 @@ def test_j_and_k_what_a_copy_of_one_worker_loses_is_refused():
     assert copies_agree((params, state.step, state.key, state.detach))  # which is what may be asserted
 
 
+@pytest.mark.parametrize('order', [(0, 0, 0, 0), (1, 0, 2, 3), (2, 3)], ids=['copies', 'swapped', 'some'])
+def test_j_a_state_that_belongs_to_another_worker_is_noticed_whenever_it_was_restored(order):
+    """Steps make residuals differ that were copies."""
+    optimizer = wrapper()
+    state = jax.tree.map(lambda x: np.stack([np.asarray(x)[k] for k in order]), train(optimizer, 2)[1])
+    step = jax.vmap(functools.partial(plain_step, optimizer), in_axes=(None, 0, 0), axis_name='workers')
+    _, state = step(PARAMS, state, DATA[: len(order), 3])
+    shown = ', '.join(map(str, order))
+    with pytest.raises(
+        ValueError, match=f'stack_state: these are states of the workers {shown}, but must be'
+    ):
+        def_jax.stack_state(state)
+    with pytest.raises(ValueError, match=f'unstack_state: these are states of the workers {shown}, but must'):
+        def_jax.unstack_state(state)
+    with pytest.raises(ValueError, match=f'debug: these are states of the workers {shown}, but must be'):
+        jax.vmap(lambda s: def_jax.debug(PARAMS, s, 'workers'), axis_name='workers')(state)
+
+
+def test_j_other_workers_take_over_a_state_that_is_regrouped():
+    optimizer = wrapper()
+    state = def_jax.unstack_state(def_jax.stack_state(train(optimizer, 2)[1]), 3)
+    assert state.worker.tolist() == [-1] * 3
+    step = jax.vmap(functools.partial(plain_step, optimizer), in_axes=(None, 0, 0), axis_name='workers')
+    _, state = step(PARAMS, state, DATA[:3, 3])
+    assert state.worker.tolist() == [0, 1, 2]
+    def_jax.stack_state(state)
+    jax.vmap(lambda s: def_jax.debug(PARAMS, s, 'workers'), axis_name='workers')(state)
+
+
 @pytest.mark.parametrize('inner', [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)], ids=['shapes', 'scalar'])
 def test_j_one_workers_state_has_no_axis_over_workers(inner):
     """What a checkpoint holds of it: arrays of the shapes of the parameters, without devices."""
