@@ -40,7 +40,7 @@ from def_jax.wires import Bits
 
 
 class ErrorFeedbackState(NamedTuple):
-    """State of `error_feedback`. Per-worker: `residual`, `inner`, `worker` and `left_out`."""
+    """State of `error_feedback`. Per-worker: `inner`, `residual`, `worker` and `left_out`."""
 
     step: jax.Array  # uint32 [], number of updates so far
     key: jax.Array  # uint32 [2], replicated; selects the blocks
@@ -57,7 +57,7 @@ class ErrorFeedbackState(NamedTuple):
     @property
     def per_worker(self) -> tuple[str, ...]:
         """The fields that differ between workers; see `ownership`."""
-        return ('residual', 'inner', 'worker', 'left_out')
+        return ('inner', 'residual', 'worker', 'left_out')
 
 
 def error_feedback(

@@ -71,7 +71,7 @@ def pmax(tree: PyTree, axes: AxisName | Group) -> PyTree:
 
 def _is_alone(group: Group, tree: PyTree) -> bool:
     """Whether there is one worker: XLA's partitioner cannot reduce over one of several devices."""
-    return num_workers(group) == 1 and not varying_axes(tree)
+    return not group.names or (num_workers(group) == 1 and not varying_axes(tree))
 
 
 def all_gather(x: jax.Array, axes: AxisName | Group) -> jax.Array:

@@ -22,7 +22,8 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
     config, method, sent = experiment.config, experiment.method, experiment.communication
     device, devices = experiment.workers.devices[0], len(experiment.workers.devices)
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
-    each = f' of {config.shards_per_worker} devices each' if config.shards_per_worker > 1 else ''
+    together = max(config.shards_per_worker, config.inside)
+    each = f' of {together} devices each' if together > 1 else ''
     ratio = f'{"compression" if method.in_bytes else "ratio"} {config.ratio:g}'
     options, usual = (config.order, config.allocation, config.bits), ('random', 'proportional', 32)
     unusual = [f'{x} bits' if x == config.bits else x for x in options if x not in usual]

@@ -77,7 +77,8 @@ def _models(experiment: Experiment, state: TrainState, own: bool) -> Iterator[tu
     yield from points.items()
     if own and 'own' in experiment.method.points:
         for worker in range(experiment.config.num_workers):
-            params = workers.settled(steps.own_params(state, np.int32(worker)))
+            first = worker * experiment.config.inside
+            params = workers.settled(steps.own_params(state, np.int32(first)))
             yield 'own', points['x'] | {'params': params}
 
 

@@ -129,9 +129,14 @@ class Experiment:
         trained = self.config.batch_size // (len(self.workers.devices) * self.config.accumulate)
         return min(_EXAMPLES, max(1, trained, _UNITS // self.dataset.units_per_example))
 
+    @property
+    def places(self) -> int:
+        """How many parts of a batch there are: workers, or devices of which several make up one."""
+        return self.config.num_workers * self.config.inside
+
     def test_batches(self, split: Split) -> Iterator[dict[str, np.ndarray]]:
         """One pass over a split, like `train_batches`, with a mask."""
-        workers = self.config.num_workers
+        workers = self.places
         examples = -(-self.examples_per_device * len(self.workers.devices) // workers)
         return self._by_worker(split.test_batches, examples * workers)
 
@@ -139,7 +144,7 @@ class Experiment:
         self, batches: Callable[..., Iterator[dict]], batch_size: int, **options: Any
     ) -> Iterator[dict[str, np.ndarray]]:
         virtual, shape = self.config.workers_per_device, self.workers.local_shape
-        options |= {'batch_size': batch_size, 'num_workers': self.config.num_workers}
+        options |= {'batch_size': batch_size, 'num_workers': self.places}
         workers = [row * virtual + i for row in self.workers.rows for i in range(virtual)]
         for batch in batches(workers=workers, **options):
             yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
@@ -194,7 +199,7 @@ class Experiment:
     def _traffic(self) -> Traffic:
         part = self.workers.part(self.abstract_variables['params'])
         # Along a second axis are virtual workers, which send nothing to each other.
-        mesh = {AXIS: self.config.num_workers}
+        mesh = {AXIS: self.places}
         return traffic(self.optimizer, part, self.workers.axis_name, mesh, first_only=True)
 
     def _communication(self, passed: Callable[[Sequence[Message]], int]) -> Communication:

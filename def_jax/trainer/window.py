@@ -33,7 +33,7 @@ class Window:
         self._restart()
         # Values left by an interruption: float32, exact in JSON. With another number of workers they cannot
         # enter the mean; an elastic run has means already.
-        count = 1 if experiment.config.elastic else experiment.config.num_workers
+        count = 1 if experiment.config.elastic else experiment.places
         self._pending = [values for values in log.pending(start) if np.size(values['loss']) == count]
         self._carried = self._untimed = len(self._pending)
 

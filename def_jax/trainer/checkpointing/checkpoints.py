@@ -105,6 +105,7 @@ class Checkpoints:
             'step': step,
             'workers': list(shape),
             'shards': run.workers.devices_per_row,
+            'inside': run.config.inside,
             'batch_size': run.config.batch_size,
             'num_steps': run.num_steps,
             'data': self._data,
@@ -216,7 +217,8 @@ class Checkpoints:
     def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
         content, shapes = self._verified(path, step, like)
         saved, workers, own = tuple(content['workers']), self._run.workers, self._run.is_per_worker
-        if in_place := saved == workers.shape and not self._whole:
+        together = content.get('inside', 1) == self._run.config.inside  # as many devices make up a worker
+        if in_place := together and saved == workers.shape and not self._whole:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, workers.spread(like, own))
         else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
             target = jax.tree.map(_whole, shapes)
@@ -229,6 +231,8 @@ class Checkpoints:
         if content.get('data', self._data) != self._data:
             self.notes.append('data: other examples than before')
         if not in_place:
+            if not together:  # devices that are one worker now may have been of several
+                state, saved = regroup(state, own, saved, (1,)), (1,)
             state = regroup(state, own, saved, workers.shape)
         return state if self._whole else workers.own_rows(state, like, own)
 

@@ -46,6 +46,9 @@ def describe(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
     elif workers != shape:
         places = ' x '.join(map(str, shape)) + (' devices x virtual' if len(shape) > 1 else '')
         lines.append(f'workers: the same {old}, now as {places} workers; the state is unchanged')
+    inside, now = saved.get('inside', 1), experiment.config.inside
+    if inside != now:
+        lines.append(f'devices a worker: {inside} before, {now} now; each receives the mean of all residuals')
     if shards != devices:
         lines.append(f'devices a worker: {shards} before, {devices} now; blocks are cut from other shards')
     if batch_size != batch:

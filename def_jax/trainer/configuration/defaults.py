@@ -93,6 +93,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
     },
     'Workers': {
         'num_workers': Key(16, 'K, over all devices', least=1, change='regroups'),
+        'inside': Key(1, 'devices of a worker, each with its part of the batch', least=1, change='regroups'),
         'workers_per_device': Key(1, 'virtual workers: the run on fewer devices', least=1, change='regroups'),
         'shards_per_worker': Key(1, 'devices that share its tensors and batch', least=1, change='regroups'),
         'sequential_workers': Key(False, 'in turn on a device, as convolutions want it', change='always'),

@@ -128,6 +128,7 @@ def make_optimizer(
             axis_name,
             compressor,
             seed=config.seed,
+            inside=_inside(config),
             ratio=config.ratio,
             bits=config.bits,
             detach=config.detach,
@@ -141,6 +142,11 @@ def make_optimizer(
             overlap=config.overlap,
             **outer,
         )
+
+
+def _inside(config: ml_collections.ConfigDict) -> int | None:
+    """The devices of a worker; None if it is one."""
+    return config.inside if config.inside > 1 else None
 
 
 def _preset(
@@ -160,6 +166,7 @@ def _preset(
         learning_rate=learning_rate,
         compression=config.ratio,
         axis_name=axis_name,
+        inside=_inside(config),
         bits=config.bits,
         detach=config.detach,
         order=config.order,

@@ -85,11 +85,13 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
             yield f'{key}_options', f'has no effect on {key}={config[key]!r}. Leave it empty.'
     if config.outer and 'outer' not in method.options:
         yield 'outer', f"has no effect on {name}, which fixes it or sends no updates. Set outer=''."
-    if size % workers:
-        near = size - size % workers or workers
-        yield 'batch_size', f'must be a multiple of num_workers={workers}, e.g. {near}.'
-    if own % config.accumulate:
-        yield 'accumulate', f'must divide the {own} examples of a worker, batch_size / num_workers.'
+    if size % (places := workers * config.inside):
+        near = size - size % places or places
+        inside = f' * inside={config.inside}' if config.inside > 1 else ''
+        yield 'batch_size', f'must be a multiple of num_workers={workers}{inside}, e.g. {near}.'
+    if (part := own // config.inside) % config.accumulate:
+        inside = ' / inside' if config.inside > 1 else ''
+        yield 'accumulate', f'must divide the {part} examples of a worker, batch_size / num_workers{inside}.'
     if workers % virtual:
         yield 'workers_per_device', f'must divide config.num_workers={workers}.'
     if method.single_worker and workers > 1:
@@ -99,6 +101,15 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
     for key, applies in (('shards_per_worker', shards > 1), ('elastic', config.elastic)):
         if applies and virtual > 1:
             yield key, f'needs whole devices, but config.workers_per_device={virtual}. Set it to 1.'
+    if config.inside > 1:
+        for key in ('shards_per_worker', 'workers_per_device', 'elastic'):
+            if config[key] > 1 or config[key] is True:
+                yield (
+                    key,
+                    f'cannot be combined with inside={config.inside}. Leave one of them at its default.',
+                )
+        if method.kind != 'error_feedback':
+            yield 'inside', f'has no effect on {name}. Set it to 1, and num_workers to that of all devices.'
     if shards > 1:
         if method.link is not None and method.kind not in ('dense', 'ef21'):
             yield 'shards_per_worker', f'needs blocks, as def has, but {name} compresses whole tensors.'
