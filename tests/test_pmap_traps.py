@@ -172,6 +172,26 @@ def test_a_program_of_several_steps_is_checked_by_their_number():
         def_jax.check(program, optimizer, PARAMS, steps=0)
 
 
+def test_two_optimizers_in_one_step_are_checked_together():
+    """As of a generator and its critic."""
+    optimizers = wrapper(bits=2), wrapper(8, optax.sgd(0.1))
+    params = PARAMS, {'critic': jnp.ones((16, 8))}
+
+    def step(grads, states, params):
+        return [o.update(g, s, p) for o, g, s, p in zip(optimizers, grads, states, params, strict=True)]
+
+    states = [o.init(p) for o, p in zip(optimizers, params, strict=True)]
+    program = compiled(step, *stacked((params, states, params)))
+    assert def_jax.check(program, optimizers, params, besides=0)
+    for one in range(2):
+        with pytest.raises(ValueError, match=r'Or .* another optimizer in this step; if so, pass all'):
+            def_jax.check(program, optimizers[one], params[one], besides=0)
+    with pytest.raises(ValueError, match='optimizer has 2 elements, but params 1: pass those of each'):
+        def_jax.check(program, optimizers, params[:1])
+    with pytest.raises(ValueError, match='stacked over workers'):
+        def_jax.check(program, optimizers, (params[0], stacked(params[1])))
+
+
 TRAINED, FROZEN = {'w': True, 'b': False}, {'w': False, 'b': True}
 ROLES = {'w': 'trained', 'b': 'other'}
 MEAN = optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1))
