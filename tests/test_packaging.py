@@ -98,7 +98,6 @@ def test_ruff_is_pinned_once():
     assert f'ruff=={required}' in CONSTRAINTS
     hooks = (ROOT / '.pre-commit-config.yaml').read_text()
     assert re.findall(r'ruff-pre-commit\n\s+rev: v(\S+)', hooks) == [required]
-    assert metadata.version('ruff') == required
 
 
 def test_the_versions_that_passed_are_names_and_versions_of_all_that_is_required():

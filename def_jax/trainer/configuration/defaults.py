@@ -22,7 +22,8 @@ from def_jax.trainer.tasks import TASKS
 
 __all__ = ['KEYS', 'LIBRARY', 'SECTIONS', 'Key', 'get_defaults', 'override']
 
-LIBRARY = [name for name in OPTIONS if name != 'outer']  # keys that are its arguments, which it checks
+# Keys that are arguments of the library, which checks them; here, a worker of one device has inside=1.
+LIBRARY = [name for name in OPTIONS if name not in ('outer', 'inside')]
 
 
 def _is_json(value: Any) -> bool:

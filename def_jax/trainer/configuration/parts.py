@@ -137,6 +137,7 @@ def make_optimizer(
             average_every=config.average_every,
             rank=config.rank,
             chunk=config.chunk,
+            error_decay=config.error_decay,
             freeze_after=config.freeze_after,
             skip_nonfinite=config.skip_nonfinite,
             overlap=config.overlap,
@@ -158,7 +159,7 @@ def _preset(
     """DEF-Q as `def_sgd` or `def_adamw`; ValueError if a key is set that these do not have."""
     preset = _PRESETS[config.optimizer]
     own = preset.__kwdefaults__ or {}
-    for name in ('every', 'decay', 'rank', 'chunk', 'freeze_after', 'outer'):
+    for name in ('every', 'decay', 'rank', 'chunk', 'error_decay', 'freeze_after', 'outer'):
         if name not in own and config[name] != KEYS[name].default:
             what = f'method={config.method!r} with optimizer={config.optimizer!r}'
             raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')
