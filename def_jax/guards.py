@@ -16,11 +16,12 @@ from jax.experimental import multihost_utils
 
 from def_jax.error_feedback import feedback_states
 from def_jax.ground.arguments import leaf_names
-from def_jax.ground.collectives import num_workers, pmax, psum
+from def_jax.ground.collectives import all_gather, num_workers, pmax, psum
 from def_jax.ground.random import is_typed
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options.skipping import all_finite as finite_here
 from def_jax.state.ownership import each, per_worker_leaves
+from def_jax.state.regrouping import check_whose
 
 _GOLDEN = np.uint32(0x9E3779B1)  # odd
 _LARGE = 4096  # elements of a leaf, of which so many are compared
@@ -49,14 +50,15 @@ def all_finite(tree: PyTree, axis_name: AxisName) -> jax.Array:
 
 
 def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
-    """Raises, at the second step or later, if copies of x differ or all workers have had one gradient.
+    """Raises if copies of x differ, a worker has another's state, or all workers have had one gradient.
 
     Call it in the mapped step, after the update, while a trainer is being wired; it costs a pass over the
     model and an all-reduce of 8,192 numbers a tensor at most. Copies of x differ if something that workers do
-    not exchange decides about x, such as another seed. Moments of `inner`, or without any residuals, agree if
-    gradients are averaged before the update, by a `pmean` that was left in, or, with 32 bits, if all workers
-    are given the same data. In few bits residuals show an average in the first steps only: call this from the
-    first step on. It communicates, so `check` a step without it.
+    not exchange decides about x, such as another seed. A state belongs to another worker if one copy was
+    restored for all, or in another order. From the second step on, moments of `inner`, or without any
+    residuals, agree if gradients are averaged before the update, by a `pmean` that was left in, or, with 32
+    bits, if all workers are given the same data. In few bits residuals show an average in the first steps
+    only: call this from the first step on. It communicates, so `check` a step without it.
 
     Args:
         params, opt_state: x and worker k's optimizer state, after the update.
@@ -84,13 +86,16 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     agree = _agree(moments or residuals, axis_name)
     workers, due = num_workers(axis_name), states[0].step >= 2
     finite = finite_here((params, residuals))
+    numbers = [all_gather(state.worker, axis_name) for state in states]
 
-    def raise_if(agree: np.ndarray, finite: np.ndarray) -> None:
+    def raise_if(agree: np.ndarray, finite: np.ndarray, numbers: list[np.ndarray]) -> None:
         if not finite:  # NaN agrees with NaN
             raise ValueError(
                 'x or a residual is not finite: training has diverged. Lower the learning rate; that of '
                 'def_sgd is the rate of optax.sgd(rate, momentum=0.9), unless you pass momentum= as well.'
             )
+        for of_link in numbers:
+            check_whose(np.asarray(of_link), 'debug')
         if agree:
             raise ValueError(
                 f'all {workers} workers have the same residual or moments, of different gradients: these are '
@@ -99,7 +104,7 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
                 'pmap_axis_name= of the helpers that compute them; save with stack_state.'
             )
 
-    jax.debug.callback(raise_if, agree & due & (workers > 1), finite)
+    jax.debug.callback(raise_if, agree & due & (workers > 1), finite, numbers)
 
 
 def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:

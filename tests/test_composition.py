@@ -150,13 +150,14 @@ def test_messages_of_one_tensor_are_float32_with_x64(ratio):
 
 
 def test_points_of_bfloat16_parameters_are_rounded_once():
-    """1 + (2^-8 + 2^-18) rounds up to the next bfloat16; a residual rounded first would make a tie."""
+    """1 + (2^-8 + 2^-18) rounds up to the next bfloat16; a residual rounded first makes a tie. y is not."""
     params = jnp.ones(2, jnp.bfloat16)
     state = feedback(axis_name=None, detach=1).init(params)
     state = state._replace(residual=jnp.full(2, 2.0**-8 + 2.0**-18, jnp.float32))
-    for point in (def_jax.detached_params(params, state), def_jax.output_params(params, state, None)):
-        np.testing.assert_array_equal(point.astype(jnp.float32), 1 + 2.0**-7)
-        assert point.dtype == jnp.bfloat16
+    point, output = def_jax.detached_params(params, state), def_jax.output_params(params, state, None)
+    np.testing.assert_array_equal(point.astype(jnp.float32), 1 + 2.0**-7)
+    np.testing.assert_array_equal(output, np.float32(1 + 2.0**-8 + 2.0**-18))
+    assert (point.dtype, output.dtype) == (jnp.bfloat16, jnp.float32)
 
 
 @pytest.mark.parametrize('params', [{}, {'e': jnp.ones((0, 3)), 'none': None}], ids=['{}', 'empty, None'])

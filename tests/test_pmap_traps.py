@@ -172,6 +172,26 @@ def test_a_program_of_several_steps_is_checked_by_their_number():
         def_jax.check(program, optimizer, PARAMS, steps=0)
 
 
+def test_two_optimizers_in_one_step_are_checked_together():
+    """As of a generator and its critic."""
+    optimizers = wrapper(bits=2), wrapper(8, optax.sgd(0.1))
+    params = PARAMS, {'critic': jnp.ones((16, 8))}
+
+    def step(grads, states, params):
+        return [o.update(g, s, p) for o, g, s, p in zip(optimizers, grads, states, params, strict=True)]
+
+    states = [o.init(p) for o, p in zip(optimizers, params, strict=True)]
+    program = compiled(step, *stacked((params, states, params)))
+    assert def_jax.check(program, optimizers, params, besides=0)
+    for one in range(2):
+        with pytest.raises(ValueError, match=r'Or .* another optimizer in this step; if so, pass all'):
+            def_jax.check(program, optimizers[one], params[one], besides=0)
+    with pytest.raises(ValueError, match='optimizer has 2 elements, but params 1: pass those of each'):
+        def_jax.check(program, optimizers, params[:1])
+    with pytest.raises(ValueError, match='stacked over workers'):
+        def_jax.check(program, optimizers, (params[0], stacked(params[1])))
+
+
 TRAINED, FROZEN = {'w': True, 'b': False}, {'w': False, 'b': True}
 ROLES = {'w': 'trained', 'b': 'other'}
 MEAN = optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1))
@@ -249,6 +269,35 @@ def test_j_and_k_what_a_copy_of_one_worker_loses_is_refused():
         with pytest.raises(ValueError, match=rf'stack_state: {words}.* train on from x with a new state'):
             def_jax.stack_state(tree)  # recent JAX copies first to every device
     assert copies_agree((params, state.step, state.key, state.detach))  # which is what may be asserted
+
+
+@pytest.mark.parametrize('order', [(0, 0, 0, 0), (1, 0, 2, 3), (2, 3)], ids=['copies', 'swapped', 'some'])
+def test_j_a_state_that_belongs_to_another_worker_is_noticed_whenever_it_was_restored(order):
+    """Steps make residuals differ that were copies."""
+    optimizer = wrapper()
+    state = jax.tree.map(lambda x: np.stack([np.asarray(x)[k] for k in order]), train(optimizer, 2)[1])
+    step = jax.vmap(functools.partial(plain_step, optimizer), in_axes=(None, 0, 0), axis_name='workers')
+    _, state = step(PARAMS, state, DATA[: len(order), 3])
+    shown = ', '.join(map(str, order))
+    with pytest.raises(
+        ValueError, match=f'stack_state: these are states of the workers {shown}, but must be'
+    ):
+        def_jax.stack_state(state)
+    with pytest.raises(ValueError, match=f'unstack_state: these are states of the workers {shown}, but must'):
+        def_jax.unstack_state(state)
+    with pytest.raises(ValueError, match=f'debug: these are states of the workers {shown}, but must be'):
+        jax.vmap(lambda s: def_jax.debug(PARAMS, s, 'workers'), axis_name='workers')(state)
+
+
+def test_j_other_workers_take_over_a_state_that_is_regrouped():
+    optimizer = wrapper()
+    state = def_jax.unstack_state(def_jax.stack_state(train(optimizer, 2)[1]), 3)
+    assert state.worker.tolist() == [-1] * 3
+    step = jax.vmap(functools.partial(plain_step, optimizer), in_axes=(None, 0, 0), axis_name='workers')
+    _, state = step(PARAMS, state, DATA[:3, 3])
+    assert state.worker.tolist() == [0, 1, 2]
+    def_jax.stack_state(state)
+    jax.vmap(lambda s: def_jax.debug(PARAMS, s, 'workers'), axis_name='workers')(state)
 
 
 @pytest.mark.parametrize('inner', [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)], ids=['shapes', 'scalar'])

@@ -34,7 +34,7 @@ from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
 from def_jax.sharding import Spmd, spmd
 from def_jax.state.ownership import abstract_state, link_states, own_leaves, state_specs
-from def_jax.state.regrouping import num_stacked, regroup
+from def_jax.state.regrouping import num_stacked, regroup, released
 from def_jax.state.specs import tree_of_specs
 
 __all__ = ['Team']
@@ -398,7 +398,7 @@ class Team:
 
 def _all(dist: Spmd, params: PyTree, opt_state: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
     del dist, batch
-    return params, opt_state
+    return params, released(opt_state)  # those who live are counted anew
 
 
 def _residual_norm(params: PyTree, state: PyTree) -> jax.Array:

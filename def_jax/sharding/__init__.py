@@ -6,7 +6,7 @@ exchanges it with the devices at the same place in the other workers.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,8 +28,8 @@ from def_jax.state import ownership
 from def_jax.state.link import Shards, check_like, sharded
 from def_jax.state.ownership import link_states, own_leaves
 from def_jax.state.regrouping import num_stacked, regroup
-from def_jax.state.specs import check_divisible, tree_of_specs, with_specs
-from def_jax.traffic import drift, traffic_of
+from def_jax.state.specs import with_specs
+from def_jax.traffic import Message, drift, traffic_of
 from def_jax.traffic.crossing import Limits, check_crossing, check_shards
 from def_jax.traffic.hlo import Collective
 
@@ -313,6 +313,7 @@ class Spmd:
         besides: int = 256,
         steps: int = 1,
         devices_per_node: int | None = None,
+        others: Sequence['Spmd'] = (),
     ) -> list[Collective]:
         """`def_jax.check` of a compiled step that calls `update`, for workers of any number of devices.
 
@@ -320,7 +321,15 @@ class Spmd:
             compiled: `step.lower(...).compile()`, by `jax.jit`, `nnx.jit` or `eqx.filter_jit`.
             params: arrays or `jax.ShapeDtypeStruct`, if `update` was traced for others since.
             besides, steps, devices_per_node: see `def_jax.check`.
+            others: whose `update` the step calls besides, on the same mesh, as for a GAN's two networks.
         """
+        limits, names = Limits(besides, steps, devices_per_node), self._workers.names
+        each = [self._sent(compiled, params), *(other._sent(compiled) for other in others)]
+        sent, trees = [m for messages, _ in each for m in messages], [tree for _, tree in each]
+        return check_crossing(compiled, self._workers.of_devices, sent, limits, names, trees)
+
+    def _sent(self, compiled: Any, params: PyTree = None) -> tuple[Sequence[Message], PyTree]:
+        """The messages of one update, and the parameters as a compiled step must hold them."""
         params = self._params if params is None else params
         if params is None:
             raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
@@ -329,9 +338,7 @@ class Spmd:
         check_shards(compiled, params, self._workers.names)
         # With a loss, which some optimizers want.
         program = self._update.trace(grads, state, params, None, {'value': 0.0}).jaxpr
-        sent = traffic_of(program.jaxpr, self.axis_name, self.mesh.shape).messages
-        limits, names = Limits(besides, steps, devices_per_node), self._workers.names
-        return check_crossing(compiled, self._workers.of_devices, sent, limits, names, params)
+        return traffic_of(program.jaxpr, self.axis_name, self.mesh.shape).messages, params
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.
@@ -367,14 +374,7 @@ class Spmd:
         return jax.jit(self._workers.auto(means, self.state_specs(params)))(opt_state)
 
     def _specs(self, params: PyTree) -> PyTree:
-        if isinstance(params, optax.LookaheadParams):
-            raise ValueError(
-                'optax.lookahead goes around def_jax.spmd, not into it: optax.lookahead(def_jax.spmd(...), '
-                '...). Take gradients at params.fast with opt_state.fast_state.'
-            )
-        specs = tree_of_specs(self.param_specs, params, self.axis_name)
-        check_divisible(params, specs, self.mesh.shape)
-        return specs
+        return self._workers.specs(self.param_specs, params)
 
     def _abstract_grads(self, params: PyTree) -> PyTree:
         stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_workers, *x.shape), x.dtype), params)

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax import NamedSharding, P, lax
 from jax.sharding import AxisType, Mesh
 
 from def_jax.ground.collectives import axis_names
 from def_jax.ground.types import PyTree
 from def_jax.state.ownership import each
-from def_jax.state.specs import check_specs
+from def_jax.state.specs import check_divisible, check_specs, tree_of_specs
 
 
 class WorkerMesh:
@@ -34,6 +35,17 @@ class WorkerMesh:
         """The worker of each device, in the mesh's order."""
         places = self.shardings(P(self.axis_name)).devices_indices_map((self.num_workers,))
         return [places[device][0].start or 0 for device in self.mesh.devices.flat]
+
+    def specs(self, param_specs: PyTree, params: PyTree) -> PyTree:
+        """The parameters' specs as a pytree like them, after a check that the mesh divides them."""
+        if isinstance(params, optax.LookaheadParams):
+            raise ValueError(
+                'optax.lookahead goes around def_jax.spmd, not into it: optax.lookahead(def_jax.spmd(...), '
+                '...). Take gradients at params.fast with opt_state.fast_state.'
+            )
+        specs = tree_of_specs(param_specs, params, self.axis_name)
+        check_divisible(params, specs, self.mesh.shape)
+        return specs
 
     def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
         """A function of global arrays that runs `function`, which may communicate, on every worker.

@@ -10,7 +10,7 @@ import numpy as np
 from def_jax.ground.arguments import named_leaves
 from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
-from def_jax.state.ownership import each, link_states, per_worker_leaves
+from def_jax.state.ownership import each, is_link, link_states, per_worker_leaves
 
 _REMEDY = (
     'Save def_jax.stack_state(opt_state) of what the step returns, without flax.jax_utils.unreplicate or '
@@ -23,9 +23,9 @@ _FEW = 1024  # elements of counts and keys, whose copies are compared
 def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
     """Gives every worker the mean of what old workers had, of integers the greatest; of as many, the same.
 
-    Of typed keys, worker i gets that of the old worker i modulo K. So x stays, and y up to the rounding of a
-    float32 mean. `before` and `after` are the leading axes of what `own`, booleans like the tree or a prefix,
-    calls per-worker: [K], or e.g. [devices, virtual workers].
+    Of typed keys, worker i gets that of the old worker i modulo K, and the numbers of workers are open again.
+    So x stays, and y up to the rounding of a float32 mean. `before` and `after` are the leading axes of what
+    `own`, booleans like the tree or a prefix, calls per-worker: [K], or e.g. [devices, virtual workers].
 
     >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
     {'m': array([[2.],
@@ -48,7 +48,41 @@ def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int
         of_all = x.max(axes) if jnp.issubdtype(x.dtype, jnp.integer) else x.mean(axes, dtype=wide)
         return library.broadcast_to(of_all.astype(x.dtype), shape)
 
-    return each(leaf, own, tree)
+    regrouped = each(leaf, own, tree)
+    return regrouped if same else released(regrouped)
+
+
+def released(tree: PyTree) -> PyTree:
+    """A state without the numbers of its workers, which any workers may take over."""
+
+    def release(node: Any) -> Any:
+        if not is_link(node) or not hasattr(node, 'worker'):
+            return node
+        library = jnp if isinstance(node.worker, jax.Array) else np
+        return node._replace(worker=library.full_like(node.worker, -1))
+
+    return jax.tree.map(release, tree, is_leaf=is_link)
+
+
+def check_whose(numbers: np.ndarray, caller: str, *, all_workers: bool = True) -> None:
+    """Raises ValueError unless stacked states are those of workers 0, 1, ..., as their numbers say.
+
+    Neighbours have one number if they are devices of one worker, and -1 before their first step. Of some
+    workers, of one process, the first may be any.
+    """
+    numbers = numbers.ravel()
+    if (numbers == -1).all():
+        return
+    size = np.count_nonzero(numbers == numbers[0])
+    expected = (0 if all_workers else numbers[0]) + np.arange(numbers.size) // size
+    if (numbers != expected).any() or (all_workers and size == numbers.size > 1):
+        shown = ', '.join(map(str, numbers[:8])) + (', ...' if numbers.size > 8 else '')
+        raise ValueError(
+            f'{caller}: these are states of the workers {shown}, but must be those of 0, 1, ... in this '
+            'order, all of them: other residuals are lost. Restore what def_jax.stack_state has saved, for '
+            'another number of workers by def_jax.unstack_state(saved, num_workers); or train on from x with '
+            'a new state, optimizer.init(params).'
+        )
 
 
 def num_stacked(tree: PyTree, own: PyTree, otherwise: int) -> int:
@@ -74,7 +108,8 @@ def stack_state(opt_state: PyTree) -> PyTree:
     Raises:
         ValueError: if the state holds nothing that is per-worker; if it is one worker's copy: its arrays
             have no common leading axis, or all workers of several have one `inner` and one residual that is
-            not zero, as `average_every` without momentum has; or if workers disagree on a count or a key.
+            not zero, as `average_every` without momentum has; if it is a state of other workers, or of only
+            some; or if workers disagree on a count or a key.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
@@ -172,4 +207,6 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
                 f'{caller}: all {workers} workers have the same residual, so this is the copy of one of them '
                 f'(or all are given the same data). {_REMEDY}.'
             )
+        if hasattr(state, 'worker'):
+            check_whose(state.worker, caller, all_workers=jax.process_count() == 1)
     return saved

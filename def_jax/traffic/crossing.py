@@ -25,6 +25,7 @@ from def_jax.traffic.hlo import Collective, collectives
 from def_jax.traffic.nodes import crosses, leaving, nodes_of
 
 _MOVES = 'collective-permute', 'all-to-all'
+_ANOTHER = 'another optimizer in this step; if so, pass all to check.'
 
 
 class Limits(NamedTuple):
@@ -37,7 +38,7 @@ class Limits(NamedTuple):
 
 def check(
     compiled: Any,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | Sequence[optax.GradientTransformation],
     params: PyTree,
     axis_name: AxisName = 'workers',
     *,
@@ -54,8 +55,9 @@ def check(
 
     Args:
         compiled: `step.lower(...).compile()`, by `jax.pmap` or `jax.jit`.
-        optimizer: whose `update` the step calls.
-        params: of the optimizer, arrays or `jax.ShapeDtypeStruct`: one copy, as `optimizer.init` takes it.
+        optimizer: whose `update` the step calls; or a sequence of several, as of a GAN's two networks.
+        params: of the optimizer, arrays or `jax.ShapeDtypeStruct`: one copy, as `optimizer.init` takes it. Of
+            several, a sequence as long.
         axis_name: see `error_feedback`.
         besides: bytes that the step may pass in addition, for means of losses and metrics.
         steps: how often the program calls `update`, if it loops over minibatches or steps.
@@ -72,8 +74,8 @@ def check(
         TypeError: if the step is not compiled: one that is lowered has no collectives yet.
         ValueError: if they pass more, with sizes by kind, the largest collectives and where to look; if
             an update would differ between workers, or a replicated part of the state; if `axis_name` is not
-            the optimizer's, `params` are stacked over workers, or `devices_per_node` does not divide the
-            devices.
+            the optimizer's, `params` are stacked over workers or not as many as optimizers, or
+            `devices_per_node` does not divide the devices.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.def_sgd(0.1, 64, 'workers')
@@ -84,6 +86,28 @@ def check(
     []
     """
     compiled = _of_jax(compiled)
+    alone = isinstance(optimizer, optax.GradientTransformation)
+    optimizers, trees = ([optimizer], [params]) if alone else (list(optimizer), list(params))
+    if len(optimizers) != len(trees):
+        raise ValueError(
+            f'optimizer has {len(optimizers)} elements, but params {len(trees)}: pass those of each.'
+        )
+    for tree in trees:
+        _check_not_stacked(tree, compiled)
+    header = (compiled.as_text() or '').partition('\n')[0]
+    devices = max(map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', header)), default=1)
+    workers: Sequence[int] = [0]
+    sent: Sequence[Message] = ()
+    if devices > 1:
+        mesh = _mesh_of(compiled, axis_name, devices)
+        for one, tree in zip(optimizers, trees, strict=True):
+            workers, messages = _sent(one, tree, axis_name, mesh)
+            sent = [*sent, *messages]
+    limits = Limits(besides, steps, devices_per_node)
+    return check_crossing(compiled, workers, sent, limits, axis_names(axis_name), trees)
+
+
+def _check_not_stacked(params: PyTree, compiled: jax.stages.Compiled) -> None:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
     for state in link_states(_inputs(compiled)):
         if shapes and [x.shape for x in jax.tree.leaves(getattr(state, 'residual', ()))] == shapes:
@@ -91,14 +115,6 @@ def check(
                 f'params have the shapes of the residuals, which are stacked over workers, as {shapes[0]}. '
                 'Pass one copy, e.g. jax.tree.map(lambda x: x[0], params) of what jax.pmap holds.'
             )
-    header = (compiled.as_text() or '').partition('\n')[0]
-    devices = max(map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', header)), default=1)
-    workers: Sequence[int] = [0]
-    sent: Sequence[Message] = ()
-    if devices > 1:
-        workers, sent = _sent(optimizer, params, axis_name, _mesh_of(compiled, axis_name, devices))
-    limits = Limits(besides, steps, devices_per_node)
-    return check_crossing(compiled, workers, sent, limits, axis_names(axis_name), params)
 
 
 def _mesh_of(compiled: jax.stages.Compiled, axis_name: AxisName, devices: int) -> dict[str, int]:
@@ -134,9 +150,9 @@ def check_crossing(
     messages: Iterable[Message],
     limits: Limits,
     names: Sequence[str],
-    params: PyTree,
+    params: Sequence[PyTree],
 ) -> list[Collective]:
-    """`check`, given the worker of each device and what it passes to others over the axes `names`."""
+    """`check`, given the worker of each device, what it passes to others over `names`, and all parameters."""
     steps = limits.steps
     check_integer('steps', steps, 1, 'calls of update in the program')
     compiled = _of_jax(compiled)
@@ -149,7 +165,9 @@ def check_crossing(
         for c in collectives(compiled.as_text() or '')
         if c.crosses(workers) or (nodes and c.crosses(nodes))
     ]
-    gradient = sum(math.prod(_held(x)) * x.dtype.itemsize for x in jax.tree.leaves(params))
+    gradient = min(
+        sum(math.prod(_held(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in params
+    )
     across = [c for c in found if c.crosses(workers)]
     wanted = Counter[str]()
     for m in sent:
@@ -267,12 +285,14 @@ def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int
     if moves:
         return (
             f'This moves arrays between workers, such as a batch that is not divided over {sorted(names)}: '
-            f'give it a sharding whose first axis is divided over {sorted(names)} before the others.'
+            f'give it a sharding whose first axis is divided over {sorted(names)} before the others. Or it '
+            f'is the message of {_ANOTHER}'
         )
     where = (
         'a jax.lax.pmean or psum of gradients, DynamicScale(axis_name=...), the pmap_axis_name= of brax or '
         'an axis_name= of another helper, or output_params in the step, and take that out. With '
-        'def_jax.spmd, pass what its value_and_grad or at_points return to its update as it is.'
+        'def_jax.spmd, pass what its value_and_grad or at_points return to its update as it is. Or look for '
+        f'{_ANOTHER}'
     )
     if more >= gradient:
         return f'The {more:,} bytes more hold a whole gradient, which has {gradient:,}: look for {where}'

@@ -286,6 +286,23 @@ def test_the_message_alone_crosses_workers():
         dist.check(jax.jit(lambda x: x).lower(1.0))  # whose text has no collectives yet
 
 
+def test_two_optimizers_in_one_step_are_checked_together():
+    dist, other = spmd(), spmd(feedback(8, inner=optax.sgd(0.1)), specs=P())
+    params, state = initial(dist)
+    critic = jnp.ones((8, 4))
+    grads = [jax.tree.map(lambda x: jnp.ones((2, *x.shape)), tree) for tree in (params, critic)]
+
+    def step(grads, params, state, critic, critic_state):
+        return dist.update(grads[0], state, params), other.update(grads[1], critic_state, critic)
+
+    grads = jax.device_put(grads, NamedSharding(dist.mesh, P('workers')))
+    program = jax.jit(step).lower(grads, params, state, critic, other.init(critic)).compile()
+    assert dist.check(program, besides=0, others=[other]) == other.check(program, besides=0, others=[dist])
+    for one in (dist, other):
+        with pytest.raises(ValueError, match=r'Or .* another optimizer in this step; if so, pass all'):
+            one.check(program, besides=0)
+
+
 def test_specs_that_were_forgotten_are_found():
     """Parameters are sharded, but `spmd` was not told: each device would send what all of a worker have."""
     dist = spmd(specs=P())
