@@ -34,13 +34,13 @@ from def_jax.ground.random import shared_key
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping, weighting
 from def_jax.options.overlap import overlapped
-from def_jax.state.link import Shards, check_updates, current_shards, float32_zeros, is_masked, link
-from def_jax.state.ownership import check_no_copy, check_surroundings, link_states
+from def_jax.state.link import Shards, check_updates, float32_zeros, is_masked, link
+from def_jax.state.ownership import check_inner, check_no_copy, check_surroundings, link_states
 from def_jax.wires import Bits
 
 
 class ErrorFeedbackState(NamedTuple):
-    """State of `error_feedback`. Per-worker: `residual`, `inner`, `worker` and `left_out`."""
+    """State of `error_feedback`. Per-worker: `inner`, `residual`, `worker` and `left_out`."""
 
     step: jax.Array  # uint32 [], number of updates so far
     key: jax.Array  # uint32 [2], replicated; selects the blocks
@@ -57,7 +57,7 @@ class ErrorFeedbackState(NamedTuple):
     @property
     def per_worker(self) -> tuple[str, ...]:
         """The fields that differ between workers; see `ownership`."""
-        return ('residual', 'inner', 'worker', 'left_out')
+        return ('inner', 'residual', 'worker', 'left_out')
 
 
 def error_feedback(
@@ -65,6 +65,7 @@ def error_feedback(
     axis_name: AxisName,
     *,
     inner: optax.GradientTransformation = optax.identity(),  # noqa: B008
+    inside: AxisName | int = None,
     bits: Bits = 32,
     seed: int = 0,
     detach: float | Literal['auto'] = PAPER_DETACH,
@@ -88,6 +89,11 @@ def error_feedback(
         axis_name: the mapped axis over workers (of `jax.pmap`, `jax.vmap` or `jax.shard_map`), a tuple of
             axes (devices × virtual workers), or None for a single worker.
         inner: the worker's optimizer, any optax transformation.
+        inside: the devices that make up one worker, such as a node's GPUs: an axis over them or a tuple of
+            axes, or under `jax.pmap` the number n of neighbours on `axis_name`. Each device gives `update`
+            the gradient of its own part of the worker's batch. These are averaged inside, densely; all else
+            is the worker's and the same on its devices, and each of them exchanges its n-th of a message
+            with its counterparts. K and λ count workers. None: a worker is one device.
         bits: in which a number travels. 32 is the paper's float32, one all-reduce; 16 is bfloat16. With 8, 4,
             2 (-1, 0 and 1) or 1, messages are rounded to integers, see `wires.few_bits`. What rounding takes
             is sent later. At the same bytes, large blocks of few bits train better than small ones of many.
@@ -144,6 +150,7 @@ def error_feedback(
     options = Options(
         compressor=compressor,
         axis_name=axis_name,
+        inside=inside,
         bits=bits,
         detach=detach,
         every=every,
@@ -169,7 +176,7 @@ def error_feedback(
     def step(updates, state, params):
         options.check(state)
         check_shared(state.key, 'the key', axis_name)
-        shards = current_shards()
+        shards = options.shards()
         if axis_name is not None and shards.workers is None:  # a mapping that may stack the optimizer's state
             updates = in_memory(updates)
         return algorithm(options, shards, updates, state, params)
@@ -177,6 +184,8 @@ def error_feedback(
     wrapper = wrapped(inner, init, step, axis_name, by_shards=True)
 
     def update(grads, state, params=None, **extra_args):
+        if inside is not None:
+            grads, extra_args = weighting.averaged(options.within, grads, extra_args)
         applied, after = wrapper.update(grads, state, params, **extra_args)
         return applied, skipping.held(state, after) if skip_nonfinite else after
 
@@ -201,14 +210,16 @@ def wrapped(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
+        state = init(params)  # first, for it checks the parameters
         started = inner.init(params)
+        check_inner(started)
         check_no_copy(inner, params)
         if any(isinstance(state, ErrorFeedbackState) for state in link_states(started)):
             raise ValueError(
                 'inner= holds another def_jax.error_feedback, such as def_sgd: updates would wait twice. '
                 "Pass the worker's optimizer alone, e.g. inner=optax.sgd(0.1, momentum=0.9)."
             )
-        return init(params)._replace(inner=vary_if_tracked(started, axis_name))
+        return state._replace(inner=vary_if_tracked(started, axis_name))
 
     def local(grads, state, params, extra_args):  # line 6, after the gradient
         extra_args, weight = dict(extra_args), extra_args.get('weight')
@@ -220,11 +231,9 @@ def wrapped(
             )
         point = None if params is None else _at_point(params, [state])
         updates, after = inner.update(grads, state.inner, point, **extra_args)
-        return (
-            (updates, after)
-            if weight is None
-            else weighting.weighted(weight, axis_name, updates, after, state.inner)
-        )
+        if weight is None:
+            return updates, after
+        return weighting.weighted(weight, axis_name, updates, after, state.inner)
 
     return link(init_fn, step, axis_name, state_type, local=local, by_shards=by_shards)
 
@@ -235,12 +244,13 @@ def _algorithm_1(
     """Lines 7 to 10: the updates of x, and the state after them; `def_jax.options` joins in."""
     carried = options.carry(state.residual)
     pending = pend(updates, carried)  # line 7
-    selection = options.select(state)
+    route = options.route(shards, state.residual)
+    selection = options.select(state, route)
     block = selection.take(pending)  # line 8: C(p)
-    reply = send(options, shards, selection, block, updates, state)  # line 9
+    reply = send(options, shards, route, selection, block, updates, state)  # line 9
     if options.skip_nonfinite:
         pending = pend(*skipping.admitted(updates, carried, state, reply))
-    mean, rest = options.settle(selection, updates, params, reply)
+    mean, rest = options.settle(route, selection, updates, params, reply)
     residual = selection.replace(pending, rest)  # line 8: p - C(p)
     after = state._replace(residual=residual, **reply.memory._asdict())
     return selection.place(mean, updates), options.finish(state, after)  # line 10

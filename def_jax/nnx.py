@@ -47,7 +47,12 @@ class Optimizer(nnx.Optimizer):
         super().__init__(model, tx, wrt=wrt)
 
     def value_and_grad(
-        self, loss_fn: Callable, *, has_aux: bool = False, split: tuple[int, ...] = (1,)
+        self,
+        loss_fn: Callable,
+        *,
+        has_aux: bool = False,
+        split: tuple[int, ...] = (1,),
+        mapping: at_points.Mapping = 'vmap',
     ) -> Callable:
         """As `nnx.value_and_grad(loss_fn, has_aux=has_aux)`, with every worker's gradient at its own point.
 
@@ -56,6 +61,7 @@ class Optimizer(nnx.Optimizer):
             has_aux: whether it returns a pair, the loss and auxiliary values.
             split: positions of the arguments whose leading axes are divided among the workers: (2,) for
                 `loss_fn(model, rngs, batch)`.
+            mapping: see `at_points` of `def_jax.spmd`; 'shard_map' with convolutions.
 
         Returns:
             A function of the same arguments, which returns the mean loss and the gradients, for `update`.
@@ -66,10 +72,10 @@ class Optimizer(nnx.Optimizer):
         Raises:
             ValueError: if `split` names an argument that is missing or an `nnx.Rngs`.
         """
-        at_points.check_arguments(split, ())
-        return functools.partial(self._value_and_grad, loss_fn, has_aux, split)
+        at_points.check_arguments(split, (), mapping)
+        return functools.partial(self._value_and_grad, loss_fn, has_aux, split, mapping)
 
-    def _value_and_grad(self, loss_fn, has_aux, split, model, /, *args, **kwargs):
+    def _value_and_grad(self, loss_fn, has_aux, split, mapping, model, /, *args, **kwargs):
         given = dict(enumerate(args, start=1)) | kwargs
         streams = {str(name): x for name, x in given.items() if isinstance(x, nnx.Rngs)}
         divisible = tuple(i for i in range(1, len(args) + 1) if str(i) not in streams)
@@ -102,7 +108,7 @@ class Optimizer(nnx.Optimizer):
 
             return jax.value_and_grad(loss, has_aux=True)(point)
 
-        run = self.tx.at_points(grad_fn, split, keys=(len(args) + 1,))
+        run = self.tx.at_points(grad_fn, split, keys=(len(args) + 1,), mapping=mapping)
         passed = (None if str(i) in streams else x for i, x in enumerate(args, start=1))
         kwargs = {name: None if name in streams else x for name, x in kwargs.items()}
         variables = nnx.state(model, self.wrt)

@@ -26,6 +26,7 @@ def def_sgd(
     compression: float,
     axis_name: AxisName,
     *,
+    inside: AxisName | int = None,
     bits: Bits = 2,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
@@ -43,7 +44,7 @@ def def_sgd(
             momentum buffer; the factor 1 / (1 - μ) by which momentum lengthens steps is inside.
         compression: bytes of a float32 all-reduce over those of a message, at least 32 / `bits`. Blocks are 1
             / (compression·bits / 32) of the model: at 64, a quarter in 2 bits.
-        axis_name, bits, detach, skip_nonfinite, overlap, seed: see `error_feedback`.
+        axis_name, inside, bits, detach, skip_nonfinite, overlap, seed: see `error_feedback`.
         momentum: μ of the SGD that this replaces, in [0, 1).
         weight_decay: coefficient of the L2 penalty, taken at the detached point as in the paper.
         order, allocation: of the blocks, see `random_block`.
@@ -63,7 +64,7 @@ def def_sgd(
     )
     blocks = _blocks(learning_rate, compression, bits, order, allocation)
     options: dict[str, Any] = dict(seed=seed, detach=detach, skip_nonfinite=skip_nonfinite, overlap=overlap)
-    return error_feedback(blocks, axis_name, inner=inner, bits=bits, **options)
+    return error_feedback(blocks, axis_name, inner=inner, inside=inside, bits=bits, **options)
 
 
 def def_adamw(
@@ -71,6 +72,7 @@ def def_adamw(
     compression: float,
     axis_name: AxisName,
     *,
+    inside: AxisName | int = None,
     bits: Bits = 2,
     b2: float = 0.995,
     eps: float = 1e-8,
@@ -93,7 +95,7 @@ def def_adamw(
         learning_rate: of dense AdamW, a number or an optax schedule. A factor of three is inside, for the
             gradient's part of an update alone, and `outer` multiplies all of it by 0.3 / (1 - 0.8) = 1.5.
         compression, order, allocation: see `def_sgd`.
-        axis_name, bits, detach, outer, skip_nonfinite, overlap, seed: see `error_feedback`.
+        axis_name, inside, bits, detach, outer, skip_nonfinite, overlap, seed: see `error_feedback`.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay, at the detached point; 2/3 of dense AdamW's decays as much.
@@ -116,7 +118,7 @@ def def_adamw(
     )
     blocks = _blocks(learning_rate, compression, bits, order, allocation)
     options: dict[str, Any] = dict(seed=seed, detach=detach, skip_nonfinite=skip_nonfinite, overlap=overlap)
-    return error_feedback(blocks, axis_name, inner=inner, bits=bits, outer=outer, **options)
+    return error_feedback(blocks, axis_name, inner=inner, inside=inside, bits=bits, outer=outer, **options)
 
 
 def block_ratio(compression: float, bits: Bits) -> float:

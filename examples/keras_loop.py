@@ -45,7 +45,7 @@ def make_train_step(model, tx):
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), non_trainable
 
     grad_fn = jax.value_and_grad(compute_loss, has_aux=True)
-    grad_fn = tx.at_points(grad_fn, split=(2, 3))  # was: nothing
+    grad_fn = tx.at_points(grad_fn, split=(2, 3), mapping='shard_map')  # was: nothing; for convolutions
 
     @jax.jit
     def train_step(state, x, y):

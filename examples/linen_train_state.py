@@ -47,7 +47,8 @@ def create_train_state():
 
 @jax.jit
 def train_step(state, batch):
-    gradient = state.tx.value_and_grad(loss_fn)  # was: jax.value_and_grad(loss_fn)
+    # was: jax.value_and_grad(loss_fn)
+    gradient = state.tx.value_and_grad(loss_fn, mapping='shard_map')  # for convolutions
     losses, grads = gradient(state.params, state.opt_state, batch)  # was: gradient(state.params, batch)
     return state.apply_gradients(grads=grads), losses.mean()  # was: losses
 

@@ -45,7 +45,8 @@ def loss_fn(model, batch, rngs):
 
 @nnx.jit
 def train_step(model, optimizer, metrics, batch, rngs):
-    grad_fn = optimizer.value_and_grad(loss_fn, has_aux=True)  # was: nnx.value_and_grad
+    # was: nnx.value_and_grad(loss_fn, has_aux=True)
+    grad_fn = optimizer.value_and_grad(loss_fn, has_aux=True, mapping='shard_map')  # for convolutions
     (loss, logits), grads = grad_fn(model, batch, rngs)
     logits = jax.lax.collapse(logits, 0, 2)  # was: nothing; they come stacked over workers
     metrics.update(loss=loss, logits=logits, labels=batch[1])

@@ -117,7 +117,8 @@ def test_e_a_hidden_mean_is_found():
     assert 'allow them by besides' not in str(error.value)
     program = compiled(functools.partial(plain_step, optimizer), *arguments)
     found = {c.operation: c.bytes for c in def_jax.check(program, optimizer, PARAMS, besides=0)}
-    message = {m.operation: m.bytes for m in traffic(optimizer, PARAMS, 'workers', NUM_WORKERS).always}
+    sent = traffic(optimizer, PARAMS, 'workers', {'workers': NUM_WORKERS}).always
+    message = {m.operation: m.bytes for m in sent}
     whole, kept = message['all-to-all'], message['all-to-all'] // NUM_WORKERS
     assert found == message | {'all-to-all': whole - kept}  # a worker keeps its part
     with pytest.raises(ValueError, match=rf'has {whole - kept + message["all-gather"]} \(and besides=-1'):
@@ -169,6 +170,32 @@ def test_a_program_of_several_steps_is_checked_by_their_number():
         def_jax.check(program, optimizer, PARAMS, besides=0)
     with pytest.raises(ValueError, match='steps=0'):
         def_jax.check(program, optimizer, PARAMS, steps=0)
+
+
+TRAINED, FROZEN = {'w': True, 'b': False}, {'w': False, 'b': True}
+ROLES = {'w': 'trained', 'b': 'other'}
+MEAN = optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1))
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'place'),
+    [
+        (optax.masked(wrapper(), TRAINED), r"updates\['b'\]"),
+        (optax.chain(optax.masked(wrapper(), TRAINED), optax.ema(0.9)), r"updates\['b'\]"),
+        (optax.contrib.mechanize(wrapper()), 'updates'),
+        (optax.chain(optax.masked(wrapper(), TRAINED), optax.masked(optax.set_to_zero(), FROZEN)), None),
+        (optax.multi_transform({'trained': wrapper(), 'other': optax.set_to_zero()}, ROLES), None),
+        (optax.multi_transform({'trained': wrapper(bits=2, overlap=True), 'other': MEAN}, ROLES), None),
+    ],
+)
+def test_what_reaches_x_without_an_exchange_is_found(optimizer, place):
+    """`optax.masked` passes on the gradients of the leaves that it masks."""
+    silent = compiled(lambda x: x, DATA)
+    if place is None:
+        assert def_jax.check(silent, optimizer, PARAMS) == []
+    else:
+        with pytest.raises(ValueError, match=rf'^{place}.* would differ between workers: .*multi_transform'):
+            def_jax.check(silent, optimizer, PARAMS)
 
 
 def test_residuals_that_agree_by_chance_as_those_of_signs_do_are_no_averages_if_moments_differ():

@@ -4,9 +4,8 @@ With check_vma=True, `jax.shard_map` knows by types over which axes a value vari
 respect to those that do not vary. Compression needs per-worker gradients, so here that sum is an error.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,56 +15,118 @@ from jax.tree_util import keystr
 from def_jax.ground.types import AxisName, PyTree
 
 
-def _reduced(reduce: Callable, tree: PyTree, axis_name: AxisName) -> PyTree:
-    # XLA's partitioner cannot reduce over one worker of several devices.
-    if num_workers(axis_name) == 1 and not varying_axes(tree):
-        return tree
-    return reduce(tree, axis_names(axis_name))
+class Group(NamedTuple):
+    """Devices that communicate: those along mesh axes, or the members of groups along one axis."""
+
+    names: tuple[str, ...]
+    members: tuple[tuple[int, ...], ...] | None = None  # of each group, as places along the axis
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For JAX's collectives."""
+        return {} if self.members is None else {'axis_index_groups': self.members}
 
 
-# Over workers; the tree itself for a single worker.
-pmean, psum, pmax = (functools.partial(_reduced, reduce) for reduce in (lax.pmean, lax.psum, lax.pmax))
+def group_of(axes: AxisName | Group) -> Group:
+    return axes if isinstance(axes, Group) else Group(axis_names(axes))
 
 
-def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
-    """The arrays of all workers, stacked along a new first axis [K, ...]; [1, ...] for `axis_name=None`."""
-    if num_workers(axis_name) == 1 and not varying_axes([x]):
+def divided(axis_name: AxisName, inside: AxisName | int) -> tuple[Group, Group]:
+    """The devices at one place in all workers, and those of a worker, see `inside` of `error_feedback`."""
+    across = group_of(axis_name)
+    if inside == 1:
+        return across, Group(())
+    if not isinstance(inside, int):
+        return across, group_of(inside)
+    size, places = num_workers(axis_name), range(inside)
+    neighbours = [tuple(start + i for i in places) for start in range(0, size, inside)]
+    local = jax.local_device_count()
+    if size % inside or (jax.process_count() > 1 and local % inside and inside % local):
+        why = f'{size} devices' if size % inside else f'{local} devices of each process'
+        raise ValueError(
+            f'{inside=} devices cannot be a worker of {axis_name=}: {why} cannot be divided into such '
+            "workers. Choose a divisor, e.g. the number of a node's devices."
+        )
+    counterparts = tuple(tuple(worker[i] for worker in neighbours) for i in places)
+    return across._replace(members=counterparts), across._replace(members=tuple(neighbours))
+
+
+def pmean(tree: PyTree, axes: AxisName | Group) -> PyTree:
+    """The mean over workers; the tree itself for a single one."""
+    group = group_of(axes)
+    return tree if _is_alone(group, tree) else lax.pmean(tree, group.names, **group.options)
+
+
+def psum(tree: PyTree, axes: AxisName | Group) -> PyTree:
+    """The sum over workers; the tree itself for a single one."""
+    group = group_of(axes)
+    return tree if _is_alone(group, tree) else lax.psum(tree, group.names, **group.options)
+
+
+def pmax(tree: PyTree, axes: AxisName | Group) -> PyTree:
+    """The largest of all workers; the tree itself for a single one."""
+    group = group_of(axes)
+    return tree if _is_alone(group, tree) else lax.pmax(tree, group.names, **group.options)
+
+
+def _is_alone(group: Group, tree: PyTree) -> bool:
+    """Whether there is one worker: XLA's partitioner cannot reduce over one of several devices."""
+    return not group.names or (num_workers(group) == 1 and not varying_axes(tree))
+
+
+def all_gather(x: jax.Array, axes: AxisName | Group) -> jax.Array:
+    """The arrays of all workers, stacked along a new first axis [K, ...]; [1, ...] for a single one."""
+    group = group_of(axes)
+    if _is_alone(group, x):
         return x[None]
     gathered = x
-    for name in reversed(axis_names(axis_name)):
+    for name in reversed(group.names):
         # Where types say what varies over workers, the result must be known not to.
         to = 'invarying' if name in varying_axes([gathered]) else 'varying'
-        gathered = lax.all_gather(gathered, name, to=to)
+        gathered = lax.all_gather(gathered, name, to=to, **group.options)
     return gathered.reshape(-1, *x.shape)
 
 
-def all_to_all(rows: jax.Array, axis_name: AxisName) -> jax.Array:
+def all_to_all(rows: jax.Array, axes: AxisName | Group) -> jax.Array:
     """Row k of every worker's rows [K, ...], for worker k, in the order of the workers: [K, ...]."""
-    names = axis_names(axis_name)
-    sizes = tuple(lax.axis_size(name) for name in names)
+    group = group_of(axes)
+    sizes = tuple(_size(group, name) for name in group.names)
     exchanged = rows.reshape(*sizes, *rows.shape[1:])
-    for axis, name in enumerate(names):  # one after the other, since vmap can't map several at once
+    for axis, name in enumerate(group.names):  # one after the other, since vmap can't map several at once
         # Nor what is the same on all workers, such as the first message of zeros.
         exchanged = exchanged | (lax.axis_index(name) * 0).astype(rows.dtype)
-        exchanged = lax.all_to_all(exchanged, name, axis, axis, tiled=True)
+        exchanged = lax.all_to_all(exchanged, name, axis, axis, tiled=True, **group.options)
     return exchanged.reshape(rows.shape)
 
 
-def axis_index(axis_name: AxisName) -> jax.Array:
-    """k, the number of this worker, int32 []; 0 for `axis_name=None`."""
-    return lax.axis_index(axis_names(axis_name)) if axis_name is not None else jnp.int32(0)
+def axis_index(axes: AxisName | Group) -> jax.Array:
+    """k, the number of this worker, int32 []; 0 for a single one."""
+    group = group_of(axes)
+    if not group.names:
+        return jnp.int32(0)
+    index = lax.axis_index(group.names)
+    if group.members is None:
+        return index
+    places = {device: place for members in group.members for place, device in enumerate(members)}
+    return jnp.asarray([places[device] for device in sorted(places)], jnp.int32)[index]
 
 
-def num_workers(axis_name: AxisName) -> int:
-    """K, the size of the axis over workers; 1 for None."""
-    check_axis_name(axis_name)
+def num_workers(axes: AxisName | Group) -> int:
+    """K, the number of workers; 1 for None."""
+    if not isinstance(axes, Group):
+        check_axis_name(axes)
+    group = group_of(axes)
     try:
-        return 1 if axis_name is None else lax.axis_size(axis_names(axis_name))
+        return math.prod(_size(group, name) for name in group.names)
     except NameError as error:
         raise ValueError(
-            f'{axis_name=} is not bound here. Call the step under jax.pmap(step, axis_name=...), jax.vmap or '
-            'jax.shard_map with that name; for a single worker, pass axis_name=None.'
+            f'axis_name={axes!r} is not bound here. Call the step under jax.pmap(step, axis_name=...), '
+            'jax.vmap or jax.shard_map with that name; for a single worker, pass axis_name=None.'
         ) from error
+
+
+def _size(group: Group, name: str) -> int:
+    return lax.axis_size(name) if group.members is None else len(group.members[0])
 
 
 def check_axis_name(axis_name: Any) -> None:
@@ -77,6 +138,24 @@ def check_axis_name(axis_name: Any) -> None:
             f"{axis_name=} must be a name such as 'workers', a tuple of different names, or None for a "
             'single worker.'
         )
+
+
+def check_inside(inside: Any, axis_name: AxisName) -> None:
+    """Raises ValueError unless `inside` may name a worker's devices."""
+    if inside is None:
+        return
+    if isinstance(inside, int) and not isinstance(inside, bool):
+        if inside >= 1 and isinstance(axis_name, str):
+            return
+    else:
+        names = [inside] if isinstance(inside, str) else inside
+        well_formed = isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)
+        if well_formed and names and axis_name and not {*names} & {*axis_names(axis_name)}:
+            return
+    raise ValueError(
+        f"{inside=} must be the axis over a worker's devices or a tuple of axes, none of {axis_name=}; or "
+        'under jax.pmap, whose axis is one name, the number of neighbouring devices that make up a worker.'
+    )
 
 
 def axis_names(axis_name: AxisName) -> tuple[str, ...]:

@@ -11,11 +11,26 @@ from jax import lax
 
 from def_jax.compressors import Compressor, Selection
 from def_jax.ground.arguments import check_flag, check_integer, check_number
-from def_jax.ground.collectives import axis_index, num_workers, pmean, vary_if_tracked
+from def_jax.ground.collectives import (
+    Group,
+    axis_index,
+    check_inside,
+    divided,
+    num_workers,
+    pmean,
+    vary_if_tracked,
+)
 from def_jax.ground.types import Arrive, AxisName, PyTree
 from def_jax.options import detach_estimate, narrow, outer, skipping
-from def_jax.state.link import Shards, check_like, check_updates, float32_updates, float32_zeros
-from def_jax.wires import Bits, check_bits, exchange, layout
+from def_jax.state.link import (
+    Shards,
+    check_like,
+    check_updates,
+    current_shards,
+    float32_updates,
+    float32_zeros,
+)
+from def_jax.wires import Bits, Route, check_bits
 
 PAPER_DETACH = 0.3  # the λ of the paper's tables, and this library's default
 
@@ -47,6 +62,7 @@ class Options:
 
     compressor: Compressor
     axis_name: AxisName
+    inside: AxisName | int
     bits: Bits
     detach: float | Literal['auto']
     every: int
@@ -58,6 +74,7 @@ class Options:
 
     def __post_init__(self):
         check_bits(self.bits)
+        check_inside(self.inside, self.axis_name)
         if not self.estimates_detach or self.detach != 'auto':
             hint = f"λ: 0 is error feedback, {PAPER_DETACH} the paper's choice; or 'auto'"
             check_number('detach', self.detach, 0, 1, hint)
@@ -111,13 +128,38 @@ class Options:
         for name in ('outer', 'energy', 'skipped', 'left_out'):
             check_like(f'state.{name}', getattr(state, name), needed.get(name, ()), remedy)
 
-    def select(self, state: Any) -> Selection:
+    @property
+    def workers(self) -> Group:
+        """The devices at one place in all workers, which exchange messages."""
+        return divided(self.axis_name, self.inside)[0]
+
+    @property
+    def within(self) -> Group:
+        """The devices of a worker, as `inside` tells."""
+        return divided(self.axis_name, self.inside)[1]
+
+    def shards(self) -> Shards:
+        """How the devices of a worker share its tensors."""
+        shards = current_shards()
+        if self.inside is None:
+            return shards
+        if shards.workers is not None:
+            raise ValueError(
+                f'inside={self.inside!r} is for jax.pmap and jax.shard_map. def_jax.spmd knows the devices '
+                'of a worker from its mesh: leave inside= out.'
+            )
+        return Shards(within=self.within)
+
+    def route(self, shards: Shards, like: PyTree) -> Route:
+        """How messages travel."""
+        return Route.of(self.compressor.sizes(like), self.workers, self.bits, shards.holders(like))
+
+    def select(self, state: Any, route: Route) -> Selection:
         """What the message of a step selects; a round of blocks is a round of messages."""
         # A skipped step has drawn its block, too: one whose sum overflows would be drawn again forever.
         drawn = state.step + state.skipped if self.skip_nonfinite else state.step
-        places = layout(self.compressor.sizes(state.residual), self.axis_name, self.bits)
         step = drawn // self.every if self.every > 1 else drawn
-        return self.compressor(state.key, step, state.residual, places)
+        return self.compressor(state.key, step, state.residual, route.layout)
 
     def carry(self, residual: PyTree) -> PyTree:
         """The residual as it enters a step: times `decay`."""
@@ -126,15 +168,14 @@ class Options:
         return optax.tree.scale(jnp.asarray(self.decay, jnp.float32), residual)
 
     def settle(
-        self, selection: Selection, updates: PyTree, params: PyTree, reply: Reply
+        self, route: Route, selection: Selection, updates: PyTree, params: PyTree, reply: Reply
     ) -> tuple[jax.Array, jax.Array]:
         """What x moves by, and what the worker has still to send, once x is rounded to its dtype."""
         if params is None or not narrow.is_narrow(params):
             return reply.mean, reply.rest
         check_updates(params, updates, 'params')
-        sizes = self.compressor.sizes(params)
-        places, x = layout(sizes, self.axis_name, self.bits), selection.take(params)
-        apart = functools.partial(places.split, sizes=sizes)
+        places, x = route.layout, selection.take(params)
+        apart = functools.partial(places.split, sizes=route.sizes)
         mean, missing = narrow.settled(reply.mean, x, updates, params, apart, places.join)
         return mean, reply.rest + missing
 
@@ -143,7 +184,7 @@ class Options:
 
         def mean(residual):
             # Adding 0·r marks the mean as varying over workers, like the other branch, as shard_map requires.
-            return optax.tree.add_scale(pmean(residual, self.axis_name), 0, residual)
+            return optax.tree.add_scale(pmean(residual, self.workers), 0, residual)
 
         if self.average_every:  # SAEF's period
             # A step dropped by `skip_nonfinite` does not count, so it must not repeat an average.
@@ -151,12 +192,12 @@ class Options:
             after = after._replace(residual=lax.cond(due, mean, lambda r: r, after.residual))
         if self.estimates_detach:
             shares = self.compressor.age_shares
-            best = detach_estimate.best_detach(after.energy, num_workers(self.axis_name), shares)
+            best = detach_estimate.best_detach(after.energy, num_workers(self.workers), shares)
             after = after._replace(detach=best)
         elif isinstance(self.detach, jax.Array):  # of `optax.inject_hyperparams`
             after = after._replace(detach=self.first_detach)
         first = before.worker < 0
-        return after._replace(worker=jnp.where(first, axis_index(self.axis_name), before.worker))
+        return after._replace(worker=jnp.where(first, axis_index(self.workers), before.worker))
 
 
 def pend(updates: PyTree, carried: PyTree) -> PyTree:
@@ -167,6 +208,7 @@ def pend(updates: PyTree, carried: PyTree) -> PyTree:
 def send(
     options: Options,
     shards: Shards,
+    route: Route,
     selection: Selection,
     block: jax.Array,
     updates: PyTree,
@@ -178,15 +220,13 @@ def send(
     With `every`, the collective is in a branch of a conditional. What goes in and out is the block alone,
     which a waiting step puts back as it is: XLA copies what both branches return.
     """
-    sizes, weights = options.compressor.sizes(state.residual), None
-    if options.estimates_detach:  # they scale a block to its tensor, once for all devices that hold it
-        parts, shares = options.compressor.parts(state.residual), shards.shares(state.residual)
-        scales = [part.weight * share for part, share in zip(parts, shares, strict=True)]
-        weights = jnp.array(scales, jnp.float32)
+    weights = None
+    if options.estimates_detach:  # they scale a block to its tensor
+        weights = jnp.array([part.weight for part in options.compressor.parts(state.residual)], jnp.float32)
 
     def exchanged(block: jax.Array, before: Memory) -> Reply:
         message = skipping.marked(block, updates, state) if options.skip_nonfinite else block
-        back = exchange(message, sizes, options.axis_name, options.bits, weights, arrive)
+        back = route.exchange(message, weights, arrive)
         mean, after = back.mean, before._replace(step=before.step + 1)
         if back.energy is not None:
             after = after._replace(energy=detach_estimate.learned(shards.sum(back.energy), before.energy))

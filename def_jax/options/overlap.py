@@ -32,7 +32,8 @@ def overlapped(
 ) -> tuple[PyTree, Any]:
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
     last = state._replace(step=state.step - 1)  # at first, a message of zeros
-    selection = options.select(last)
+    route = options.route(shards, state.residual)
+    selection = options.select(last, route)
     # What XLA computes in one kernel with something of the gradient would wait for it. So the block is of
     # another array than the detached point, for TPUs, where a tensor may be sent whole;
     block = selection.take(in_memory(state.residual, ['tpu']))
@@ -40,7 +41,7 @@ def overlapped(
     # unless types say that it must not depend on what varies over workers;
     alike = varying_axes([state.key]) == varying_axes([block])
     key, *_ = lax.optimization_barrier((state.key, block) if alike else (state.key,))
-    again = options.select(last._replace(key=key))
+    again = options.select(last._replace(key=key), route)
     # In memory, or XLA for GPUs would take the block of all updates again wherever it is used.
     computed = jnp.max(lax.optimization_barrier(again.take(updates)), initial=0)
     branches = options.every > 1  # a branch of a conditional cannot wait: the whole conditional would
@@ -48,12 +49,12 @@ def overlapped(
     def arrive(sent, mean):
         return mean if branches else _late(computed, sent, mean)
 
-    reply = send(options, shards, selection, block, updates, last, arrive)
+    reply = send(options, shards, route, selection, block, updates, last, arrive)
     if options.skip_nonfinite:  # the next message tells the other workers
         finite = shards.all(skipping.all_finite(updates))
         updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
         state = state._replace(left_out=~finite)
-    mean, rest = options.settle(selection, updates, params, reply)
+    mean, rest = options.settle(route, selection, updates, params, reply)
     # and what is added to the next block is another array than what the message reports on.
     rest = lax.optimization_barrier(rest)
     waiting = lax.optimization_barrier(again.take(updates) + options.carry(rest))

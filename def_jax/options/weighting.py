@@ -1,11 +1,24 @@
 """Weights of the workers' updates: unequal batches, losses by the token, a worker with nothing to add."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from def_jax.ground.collectives import num_workers, psum, vary_if_tracked
+from def_jax.ground.collectives import Group, check_not_summed, num_workers, pmean, psum, vary_if_tracked
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options.skipping import hold
+
+
+def averaged(within: Group, grads: PyTree, extra_args: dict[str, Any]) -> tuple[PyTree, dict[str, Any]]:
+    """The mean of the gradients of a worker's devices, and the worker's extra arguments."""
+    if within.members is None:
+        check_not_summed(grads, within.names)
+    weight = extra_args.get('weight')
+    if weight is not None:
+        grads, total = _shares(weight, within, grads)
+        extra_args = extra_args | {'weight': total}
+    return pmean(grads, within), extra_args
 
 
 def weighted(
@@ -16,14 +29,20 @@ def weighted(
     So y moves by the weighted mean of the updates (Eq. 8). With weight 0 a worker adds nothing, whatever its
     gradient is, and its moments stay as they were. If all weights are 0, no worker adds anything.
     """
+    updates, _ = _shares(weight, axis_name, updates)
+    return updates, hold(jnp.asarray(weight) > 0, after, before, counts=False)
+
+
+def _shares(weight: Any, axes: AxisName | Group, tree: PyTree) -> tuple[PyTree, jax.Array]:
+    """The tree times K·w_k / Σ w, zero where w_k is, and Σ w, float32 []."""
     weight = jnp.asarray(weight, jnp.float32)
     if weight.ndim:
         raise ValueError(f"weight has shape {weight.shape}, but must be a scalar: this worker's own.")
-    total = psum(vary_if_tracked(weight, axis_name), axis_name)
-    factor = num_workers(axis_name) * weight / jnp.where(total > 0, total, 1)
-    adds = weight > 0
+    names = axes.names if isinstance(axes, Group) else axes
+    total = psum(vary_if_tracked(weight, names), axes)
+    factor = num_workers(axes) * weight / jnp.where(total > 0, total, 1)
 
-    def leaf(u):
-        return jnp.where(adds, u * factor.astype(u.dtype), jnp.zeros_like(u))
+    def leaf(x):
+        return jnp.where(weight > 0, x * factor.astype(x.dtype), jnp.zeros_like(x))
 
-    return jax.tree.map(leaf, updates), hold(adds, after, before, counts=False)
+    return jax.tree.map(leaf, tree), total

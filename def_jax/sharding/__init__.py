@@ -12,24 +12,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import NamedSharding, P
+from jax import P
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from def_jax.error_feedback import output_params
-from def_jax.ground.arguments import check_extra_arguments, check_integer, named_leaves
+from def_jax.ground.arguments import check_extra_arguments, check_integer
 from def_jax.ground.barriers import in_memory
-from def_jax.ground.collectives import check_axis_name
+from def_jax.ground.collectives import Group, check_axis_name
 from def_jax.ground.types import PyTree
-from def_jax.sharding import at_points, drift
+from def_jax.sharding import at_points
+from def_jax.sharding.accumulation import accumulated
 from def_jax.sharding.worker_mesh import WorkerMesh, check_mesh
 from def_jax.state import ownership
-from def_jax.state.link import Shards, check_floating, check_like, float32_zeros, sharded
+from def_jax.state.link import Shards, check_like, sharded
 from def_jax.state.ownership import link_states, own_leaves
 from def_jax.state.regrouping import num_stacked, regroup
 from def_jax.state.specs import check_divisible, tree_of_specs, with_specs
-from def_jax.traffic import traffic_of
-from def_jax.traffic.crossing import check_crossing, check_shards
+from def_jax.traffic import drift, traffic_of
+from def_jax.traffic.crossing import Limits, check_crossing, check_shards
 from def_jax.traffic.hlo import Collective
 
 _STATE = (
@@ -105,7 +106,7 @@ class Spmd:
 
     def __init__(self, optimizer, mesh: Mesh, param_specs: PyTree, axis_name: Any, accumulate: int):
         optimizer = optax.with_extra_args_support(optimizer)
-        self.optimizer = _accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
+        self.optimizer = accumulated(optimizer, accumulate) if accumulate > 1 else optimizer
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
         self._workers = WorkerMesh(mesh, axis_name)
         self.num_workers = self._workers.num_workers
@@ -138,23 +139,31 @@ class Spmd:
         init = self._workers.map(self.optimizer.init, (False,), own_leaves(self.optimizer, params))
         return self._workers.auto(init, self.state_specs(params))(params)
 
-    def value_and_grad(self, loss_fn: Callable, has_aux: bool = False) -> Callable:
+    def value_and_grad(
+        self, loss_fn: Callable, has_aux: bool = False, *, mapping: at_points.Mapping = 'vmap'
+    ) -> Callable:
         """A function that gives every worker's loss and gradient, taken at its own detached point.
 
         Args:
             loss_fn: `loss_fn(params, batch)`, a worker's loss on its own part of the batch, as for `jax.grad`
                 of one worker: it may use sharded parameters in any way and knows nothing of other workers.
             has_aux: whether `loss_fn` returns a pair, the loss and auxiliary values.
+            mapping: see `at_points`; 'shard_map' with convolutions.
 
         Returns:
             A function of params, opt_state and batch, see `at_points`; further arguments of `loss_fn`, such
             as BatchNorm's statistics, are the same for all. It returns the losses [K], or a pair with
             auxiliary values, and the gradients, all stacked over workers.
         """
-        return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux))
+        return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux), mapping=mapping)
 
     def at_points(
-        self, grad_fn: Callable, split: tuple[int, ...] = (1,), keys: tuple[int, ...] = ()
+        self,
+        grad_fn: Callable,
+        split: tuple[int, ...] = (1,),
+        keys: tuple[int, ...] = (),
+        *,
+        mapping: at_points.Mapping = 'vmap',
     ) -> Callable:
         """Any gradient function of yours, run on every worker at its own detached point.
 
@@ -163,6 +172,9 @@ class Spmd:
                 whatever arguments it likes.
             split: positions of the arguments whose leading axes are divided among the workers.
             keys: positions of PRNG keys, or trees of them, which are folded with the worker's number.
+            mapping: by 'vmap', convolutions become grouped ones, which are slow and fail on Explicit axes.
+                'shard_map' runs these and what `jax.vmap` can't map, such as kernels; `grad_fn` must not
+                close over arrays on Explicit axes, and a `jax.shard_map` in it takes no mesh.
 
         Returns:
             A function of `params, opt_state, *args, **kwargs`, the arguments of `grad_fn` after the first.
@@ -178,7 +190,7 @@ class Spmd:
         >>> dist.at_points(grad_fn)(params, dist.init(params), jnp.ones((8, 4)), power=2).shape
         (1, 4)
         """
-        at_points.check_arguments(split, keys)
+        at_points.check_arguments(split, keys, mapping)
 
         def on_workers(params, opt_state, /, *args, **kwargs):
             params, opt_state = self._placed(params, opt_state)
@@ -186,7 +198,7 @@ class Spmd:
             specs = jax.tree.map(lambda x: x.sharding.spec, self._abstract_grads(params))
             points = jax.vmap(at_points.point, in_axes=(None, axes), axis_size=self.num_workers)
             points = self._workers.auto(points, specs)(params, opt_state)
-            return at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys)
+            return at_points.run(self._workers, grad_fn, points, args, kwargs, split, keys, mapping)
 
         return on_workers
 
@@ -249,7 +261,7 @@ class Spmd:
 
         def worker(grads, *others):
             arguments = in_memory(grads), *others
-            with sharded(Shards(self.axis_name, self._workers.inside, specs)):
+            with sharded(Shards(self.axis_name, Group(self._workers.inside), specs)):
                 updates, opt_state = drift.agreed(update, own_in, own_out, self._workers.apart, arguments)
             return updates, in_memory(opt_state)
 
@@ -282,14 +294,7 @@ class Spmd:
 
     def mean(self, tree: PyTree) -> PyTree:
         """The mean over workers of floating-point values that `at_points` or `map` returned."""
-        check_floating(tree, 'tree', 'Make a float32 of a count first; leave out seeds and keys.')
-        for path, x in named_leaves(tree):
-            if x.shape[:1] != (self.num_workers,):
-                raise ValueError(
-                    f'tree{path} has shape {x.shape}, but its leading axis must be over {self.num_workers} '
-                    'workers, as value_and_grad, at_points and map of def_jax.spmd return it.'
-                )
-        return jax.tree.map(lambda x: x.mean(0), tree)
+        return at_points.mean(tree, self.num_workers)
 
     def state_specs(self, params: PyTree) -> PyTree:
         """PartitionSpecs of the state, for checkpoints and for `jax.shard_map`, see `def_jax.state_specs`."""
@@ -302,14 +307,19 @@ class Spmd:
         return self._workers.shardings(self.state_specs(params))
 
     def check(
-        self, compiled: Any, params: PyTree = None, besides: int = 256, steps: int = 1
+        self,
+        compiled: Any,
+        params: PyTree = None,
+        besides: int = 256,
+        steps: int = 1,
+        devices_per_node: int | None = None,
     ) -> list[Collective]:
         """`def_jax.check` of a compiled step that calls `update`, for workers of any number of devices.
 
         Args:
             compiled: `step.lower(...).compile()`, by `jax.jit`, `nnx.jit` or `eqx.filter_jit`.
             params: arrays or `jax.ShapeDtypeStruct`, if `update` was traced for others since.
-            besides, steps: see `def_jax.check`.
+            besides, steps, devices_per_node: see `def_jax.check`.
         """
         params = self._params if params is None else params
         if params is None:
@@ -317,13 +327,11 @@ class Spmd:
         grads, state = self._abstract_grads(params), self.abstract_state(params)
         params = self._workers.abstract(params, self._specs(params))
         check_shards(compiled, params, self._workers.names)
-        program = self._update.trace(
-            grads, state, params, None, {'value': 0.0}
-        ).jaxpr  # which some optimizers want
-        sent = traffic_of(program.jaxpr, self.axis_name).messages
-        places = NamedSharding(self.mesh, P(self.axis_name)).devices_indices_map((self.num_workers,))
-        of_devices = [places[device][0].start or 0 for device in self.mesh.devices.flat]
-        return check_crossing(compiled, of_devices, sent, besides, self._workers.names, params, steps)
+        # With a loss, which some optimizers want.
+        program = self._update.trace(grads, state, params, None, {'value': 0.0}).jaxpr
+        sent = traffic_of(program.jaxpr, self.axis_name, self.mesh.shape).messages
+        limits, names = Limits(besides, steps, devices_per_node), self._workers.names
+        return check_crossing(compiled, self._workers.of_devices, sent, limits, names, params)
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
         """The state as `jax.ShapeDtypeStruct` with shardings: the target into which a checkpoint is restored.
@@ -389,20 +397,3 @@ class Spmd:
     def _fitting(self, name: str, tree: PyTree, like: PyTree, remedy: str) -> PyTree:
         check_like(name, tree, like, remedy)
         return self._workers.place(tree, jax.tree.map(lambda x: x.sharding.spec, like))
-
-
-def _accumulated(
-    optimizer: optax.GradientTransformation, every: int
-) -> optax.GradientTransformationExtraArgs:
-    """Calls the optimizer with the mean of `every` gradients at every such call; other updates are zero."""
-
-    def init(params):
-        return float32_zeros(params), jnp.zeros((), jnp.int32)
-
-    def update(grads, state, params=None):
-        mean, n = state
-        mean = jax.tree.map(lambda m, g: jnp.where(n, m + (g - m) / (n + 1), g).astype(m.dtype), mean, grads)
-        return optax.tree.cast_like(mean, grads), (mean, (n + 1) % every)
-
-    last = optax.conditionally_mask(optimizer, lambda call: call % every == every - 1)
-    return optax.chain(optax.GradientTransformation(init, update), last)

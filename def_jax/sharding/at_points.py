@@ -1,29 +1,48 @@
 """A function of one worker, such as a gradient, run on all of them at once.
 
-It is mapped by `jax.vmap`, which leaves every mesh axis but the workers' to it: its sharding constraints, its
-own `jax.shard_map`, its Explicit axes. `vmap` turns convolutions into grouped ones, which are slow, so with
-these it is `jax.shard_map`, in which constraints name axes within a worker alone and an inner one takes no
-mesh.
+By 'vmap', which leaves every mesh axis but the workers' to it: its sharding constraints, its own
+`jax.shard_map`, its Explicit axes. Or by 'shard_map', which needs no rule for batches and leaves convolutions
+ordinary, where vmap groups them by worker; constraints in it name axes within a worker alone, and a
+`jax.shard_map` in it takes no mesh.
 """
 
-import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import NamedSharding, P, lax
 
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
-from def_jax.ground.jaxpr import equations
+from def_jax.ground.arguments import check_choice, named_leaves
+from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
 from def_jax.sharding.worker_mesh import WorkerMesh
+from def_jax.state.link import check_floating
 from def_jax.state.ownership import link_states
 from def_jax.state.specs import spec_axes
 
+Mapping = Literal['vmap', 'shard_map']
+_MAPPINGS = {
+    'vmap': 'leaves Explicit axes and a jax.shard_map of a mesh to the function',
+    'shard_map': 'takes what has no rule for vmap, such as kernels, and leaves convolutions ordinary',
+}
+_REMEDIES = {
+    'vmap': (
+        'Convolutions on Explicit axes, kernels, callbacks and whatever else jax.vmap cannot map need '
+        "mapping='shard_map', an argument of at_points and value_and_grad."
+    ),
+    'shard_map': (
+        'It takes arrays such as batch_stats as arguments and must not close over them: for '
+        'loss_fn(params, batch, batch_stats), dist.value_and_grad(loss_fn, has_aux=True)(params, opt_state, '
+        'batch, batch_stats). A jax.shard_map in it takes no mesh=.'
+    ),
+}
 
-def check_arguments(split: tuple[int, ...], keys: tuple[int, ...]) -> None:
-    """Raises ValueError unless both are positions of arguments after the first, and disjoint."""
+
+def check_arguments(split: tuple[int, ...], keys: tuple[int, ...], mapping: Mapping) -> None:
+    """Raises ValueError unless the mapping is known and both are positions after the first, and disjoint."""
+    check_choice('mapping', mapping, _MAPPINGS)
     for name, places in (('split', split), ('keys', keys)):
         if not isinstance(places, tuple) or not all(isinstance(i, int) and i > 0 for i in places):
             raise ValueError(
@@ -52,6 +71,7 @@ def run(
     kwargs: dict[str, Any],
     split: tuple[int, ...],
     keys: tuple[int, ...],
+    mapping: Mapping,
 ) -> PyTree:
     """`function(point, *args, **kwargs)` of every worker, with stacked points and results."""
     given = dict(enumerate(args, start=1))
@@ -76,43 +96,48 @@ def run(
         folded = {i: jax.tree.map(lambda key: _folded(key, number), given[i]) for i in keys}
         return function(point, *(given | divided | folded).values(), **kwargs)
 
-    return _on_workers(workers, worker, (points, divided, numbers), jax.tree.map(shared, others))
+    return _on_workers(workers, worker, mapping, (points, divided, numbers), jax.tree.map(shared, others))
 
 
 def _folded(key: jax.Array, number: jax.Array) -> jax.Array:
     """A worker's key; of an array of keys, such as those of stacked layers, each."""
-    signature = '()->()' if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else '(n)->(n)'
+    signature = '()->()' if is_typed(key) else '(n)->(n)'
     return jnp.vectorize(jax.random.fold_in, excluded=(1,), signature=signature)(key, number)
 
 
-def _on_workers(workers: WorkerMesh, worker: Callable, stacked: PyTree, shared: PyTree) -> PyTree:
+def _on_workers(
+    workers: WorkerMesh, worker: Callable, mapping: Mapping, stacked: PyTree, shared: PyTree
+) -> PyTree:
     """`worker(mine, shared)` of all workers, with results stacked."""
     axis, size = workers.axis_name, workers.num_workers
-    mapped = jax.jit(jax.vmap(worker, in_axes=(0, None), spmd_axis_name=axis, axis_size=size))
-    by_shard_map = jax.jit(workers.map(worker, (True, False), True))
+    if mapping == 'vmap':
+        mapped = jax.vmap(worker, in_axes=(0, None), spmd_axis_name=axis, axis_size=size)
+    else:
+        mapped = workers.map(worker, (True, False), True)
     context = jax.sharding.get_abstract_mesh()
-    try:
-        # For PartitionSpecs in the function, as within a `jax.shard_map`, where the user has set no mesh.
-        with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh if context.empty else context):
-            traced = equations(mapped.trace(stacked, shared).jaxpr.jaxpr)
-            if not any(equation.primitive.name == 'conv_general_dilated' for equation in traced):
-                return mapped(stacked, shared)
-    except Exception as error:
-        with contextlib.suppress(Exception):
-            if workers.explicit:  # where vmap can't map a convolution at all
-                return by_shard_map(stacked, shared)
-        error.add_note(
-            f'def_jax.spmd runs the function on every worker, mapped over {axis!r}: its sharding constraints '
-            f'may name {sorted(workers.inside) or "no axis"} alone.'
-        )
-        if workers.explicit:
+    # For PartitionSpecs in the function, as within a `jax.shard_map`, where the user has set no mesh.
+    with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh if context.empty else context):
+        try:
+            return jax.jit(mapped)(stacked, shared)
+        except Exception as error:
             error.add_note(
-                'On Explicit axes, a function with convolutions takes arrays such as batch_stats as '
-                'arguments and must not close over them: for loss_fn(params, batch, batch_stats), '
-                'dist.value_and_grad(loss_fn, has_aux=True)(params, opt_state, batch, batch_stats).'
+                f'def_jax.spmd runs the function on every worker, mapped over {axis!r} by {mapping=}: its '
+                f'sharding constraints may name {sorted(workers.inside) or "no axis"} alone. '
+                + _REMEDIES[mapping]
             )
-        raise
-    return by_shard_map(stacked, shared)
+            raise
+
+
+def mean(tree: PyTree, num_workers: int) -> PyTree:
+    """The mean of floating-point results over workers."""
+    check_floating(tree, 'tree', 'Make a float32 of a count first; leave out seeds and keys.')
+    for path, x in named_leaves(tree):
+        if x.shape[:1] != (num_workers,):
+            raise ValueError(
+                f'tree{path} has shape {x.shape}, but its leading axis must be over {num_workers} '
+                'workers, as value_and_grad, at_points and map of def_jax.spmd return it.'
+            )
+    return jax.tree.map(lambda x: x.mean(0), tree)
 
 
 def divide(workers: WorkerMesh, batch: PyTree, name: str) -> PyTree:

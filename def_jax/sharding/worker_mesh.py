@@ -29,6 +29,12 @@ class WorkerMesh:
         self.apart = tuple(name for name in self.names if mesh.shape[name] > 1)  # with several workers
         self.num_workers = math.prod(mesh.shape[name] for name in self.names)
 
+    @property
+    def of_devices(self) -> list[int]:
+        """The worker of each device, in the mesh's order."""
+        places = self.shardings(P(self.axis_name)).devices_indices_map((self.num_workers,))
+        return [places[device][0].start or 0 for device in self.mesh.devices.flat]
+
     def map(self, function: Callable, own_in: tuple[PyTree, ...], own_out: PyTree) -> Callable:
         """A function of global arrays that runs `function`, which may communicate, on every worker.
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import NamedSharding, P, lax
+from jax import NamedSharding, P
 from jax.tree_util import keystr
 
-from def_jax.ground.collectives import axis_names, check_axis_name, check_not_summed
+from def_jax.ground.collectives import Group, axis_names, check_axis_name, check_not_summed, pmax, psum
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.state.specs import spec_axes, specs_like
 
@@ -68,20 +68,20 @@ def link(
 class Shards(NamedTuple):
     """How a worker's devices share its tensors; the default is a worker of one device."""
 
-    workers: AxisName = None  # the mesh axes over workers
-    axes: tuple[str, ...] = ()  # the mesh axes over a worker's devices
-    specs: PyTree = P()  # PartitionSpecs like params, which name only `axes`
+    workers: AxisName = None  # the mesh axes over workers, if the compiler shards the rest
+    within: Group = Group(())  # a worker's devices
+    specs: PyTree = P()  # PartitionSpecs like params, which name only axes of `within`
 
     def run(
         self, update: Callable, updates: PyTree, state: PyTree, params: PyTree, by_shards: bool
     ) -> tuple[PyTree, PyTree]:
         """`update(updates, state, params)` on whole tensors or every shard; Explicit axes are Auto inside."""
-        if by_shards and self.axes:
+        if by_shards and self.within.names:
             update_specs = self._specs_of(updates)
             specs = (update_specs, specs_like(state, updates, update_specs))
             given = (*specs, None if params is None else update_specs)
             update = jax.shard_map(
-                update, axis_names=set(self.axes), in_specs=given, out_specs=specs, check_vma=False
+                update, axis_names=set(self.within.names), in_specs=given, out_specs=specs, check_vma=False
             )
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
         meshes = [to.mesh for to in jax.tree.leaves(shardings) if to.mesh.explicit_axes]
@@ -92,18 +92,18 @@ class Shards(NamedTuple):
 
     def all(self, flag: jax.Array) -> jax.Array:
         """Whether a condition, bool [], holds on all devices of this worker."""
-        return lax.pmin(flag.astype(jnp.int32), self.axes) > 0 if self.axes else flag
+        return pmax((~flag).astype(jnp.int32), self.within) == 0 if self.within.names else flag
 
     def sum(self, x: jax.Array) -> jax.Array:
         """The sum over the devices of this worker."""
-        return lax.psum(x, self.axes) if self.axes else x
+        return psum(x, self.within) if self.within.names else x
 
-    def shares(self, like: PyTree) -> list[float]:
-        """For every tensor, 1/r if r devices of this worker hold each of its elements."""
-        if not self.axes:
-            return [1.0] * len(jax.tree.leaves(like))
+    def holders(self, like: PyTree) -> list[Group]:
+        """For every tensor, the devices of this worker that hold the same part of it."""
+        if self.workers is None or not self.within.names:
+            return [self.within] * len(jax.tree.leaves(like))
         held = [spec_axes(spec) for spec in jax.tree.leaves(self._specs_of(like))]
-        return [1 / lax.axis_size(tuple(n for n in self.axes if n not in axes)) for axes in held]
+        return [Group(tuple(n for n in self.within.names if n not in axes)) for axes in held]
 
     def _specs_of(self, tree: PyTree) -> PyTree:
         """The specs of a tree that has all leaves of the parameters or some of them."""

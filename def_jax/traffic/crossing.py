@@ -1,26 +1,38 @@
-"""Whether a compiled step passes more between workers than the message, read from its HLO."""
+"""Whether a compiled step passes more between workers or nodes than the message, read from its HLO."""
 
+import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax import P
+from jax import NamedSharding, P
 from jax.tree_util import keystr
 
 from def_jax.ground.arguments import check_integer
 from def_jax.ground.collectives import axis_names
 from def_jax.ground.types import AxisName, PyTree
-from def_jax.state.ownership import is_link, link_states
+from def_jax.state.ownership import is_link, link_states, own_leaves
 from def_jax.state.specs import spec_axes
-from def_jax.traffic import Message, traffic
+from def_jax.traffic import Message, devices_along, devices_per_worker, traced, traffic_of
+from def_jax.traffic.drift import check_agreement
 from def_jax.traffic.hlo import Collective, collectives
+from def_jax.traffic.nodes import crosses, leaving, nodes_of
 
 _MOVES = 'collective-permute', 'all-to-all'
+
+
+class Limits(NamedTuple):
+    """Arguments of `check` that say what a program may pass."""
+
+    besides: int
+    steps: int
+    devices_per_node: int | None
 
 
 def check(
@@ -31,12 +43,14 @@ def check(
     *,
     besides: int = 256,
     steps: int = 1,
+    devices_per_node: int | None = None,
 ) -> list[Collective]:
-    """Raises if a compiled step passes more between workers than the optimizer's message.
+    """Raises if a compiled step passes more between workers than the optimizer's message, or x would drift.
 
     A gradient that is averaged before error feedback is sent whole, and then its block, without an error: by
     a `pmean` that is left over, an `axis_name=` or `pmap_axis_name=` of a helper, Flax's `DynamicScale`.
-    This finds it where each device is a worker; for workers of several, see the method of `def_jax.spmd`.
+    It also finds what reaches x without an exchange, as the gradients of what `optax.masked` masks do. For
+    `def_jax.spmd`, see its method.
 
     Args:
         compiled: `step.lower(...).compile()`, by `jax.pmap` or `jax.jit`.
@@ -45,15 +59,21 @@ def check(
         axis_name: see `error_feedback`.
         besides: bytes that the step may pass in addition, for means of losses and metrics.
         steps: how often the program calls `update`, if it loops over minibatches or steps.
+        devices_per_node: how many neighbours, in the order of the program's devices, share a link. With it,
+            what leaves a node must not be more than the message either, wherever a worker's devices lie.
 
     Returns:
-        The collectives, with what a device passes to others. One in a branch counts as if it ran at every
-        step, and one in a loop as often as the loop turns, if that is known.
+        The collectives, with what a device passes to others, `bytes`, and with `devices_per_node` what leaves
+        the node that sends most, `node_bytes`: all-reduces, all-gathers and reduce-scatters counted as rings
+        in the devices' order, all-to-alls as messages straight from device to device. One in a branch counts
+        as if it ran at every step, and one in a loop as often as the loop turns, if that is known.
 
     Raises:
         TypeError: if the step is not compiled: one that is lowered has no collectives yet.
         ValueError: if they pass more, with sizes by kind, the largest collectives and where to look; if
-            `axis_name` is not the optimizer's, or `params` are stacked over workers.
+            an update would differ between workers, or a replicated part of the state; if `axis_name` is not
+            the optimizer's, `params` are stacked over workers, or `devices_per_node` does not divide the
+            devices.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.def_sgd(0.1, 64, 'workers')
@@ -73,55 +93,114 @@ def check(
             )
     header = (compiled.as_text() or '').partition('\n')[0]
     devices = max(map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', header)), default=1)
+    workers: Sequence[int] = [0]
+    sent: Sequence[Message] = ()
+    if devices > 1:
+        workers, sent = _sent(optimizer, params, axis_name, _mesh_of(compiled, axis_name, devices))
+    limits = Limits(besides, steps, devices_per_node)
+    return check_crossing(compiled, workers, sent, limits, axis_names(axis_name), params)
+
+
+def _mesh_of(compiled: jax.stages.Compiled, axis_name: AxisName, devices: int) -> dict[str, int]:
+    """The sizes of the axes of the program's mesh; all devices on the first axis if it has none."""
+    names = axis_names(axis_name)
+    for sharding in jax.tree.leaves(compiled.input_shardings):
+        mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        if mesh is not None and mesh.size == devices and set(names) & set(mesh.axis_names):
+            return dict(mesh.shape)
+    return {name: devices for name in names[:1] or ('devices',)}
+
+
+def _sent(
+    optimizer: optax.GradientTransformation, params: PyTree, axis_name: AxisName, mesh: dict[str, int]
+) -> tuple[Sequence[int], Sequence[Message]]:
+    """The worker of each device of a mesh, and what it passes to others in one update."""
     try:
-        sent = traffic(optimizer, params, axis_name, devices).messages if devices > 1 else ()
+        program, arguments, results = traced(optimizer, params, axis_name, mesh)
     except (NameError, ValueError) as error:  # JAX's of an axis that is not bound, or ours
         raise ValueError(f"{axis_name=} must be the optimizer's, which fails over it: {error}") from error
-    return check_crossing(compiled, range(devices), sent, besides, axis_names(axis_name), params, steps)
+    own = own_leaves(optimizer, params)
+    apart = [name for name in axis_names(axis_name) if mesh.get(name, 1) > 1]  # with several workers
+    check_agreement(program, arguments, results, (True, own, False), (False, own), apart)
+    along = devices_along(mesh, axis_names(axis_name) or tuple(mesh))
+    workers = np.empty(along.size, int)
+    workers[along] = np.arange(along.shape[1]) // devices_per_worker(program)
+    return workers.tolist(), traffic_of(program, axis_name, mesh).messages
 
 
 def check_crossing(
     compiled: Any,
     workers: Sequence[int],
     messages: Iterable[Message],
-    besides: int,
+    limits: Limits,
     names: Sequence[str],
     params: PyTree,
-    steps: int,
 ) -> list[Collective]:
     """`check`, given the worker of each device and what it passes to others over the axes `names`."""
+    steps = limits.steps
     check_integer('steps', steps, 1, 'calls of update in the program')
     compiled = _of_jax(compiled)
-    found = [c for c in collectives(compiled.as_text() or '') if c.crosses(workers)]
-    found = [c.passed(len(workers), to_others=True) for c in found]
-    wanted, kinds = Counter[str](), Counter[str]()
-    for message in messages:
-        own = message.bytes // len(set(workers)) if message.operation == 'all-to-all' else 0
-        wanted[message.operation] += steps * (message.bytes - own)
-    for c in found:
-        kinds[c.operation] += c.times * (c.bytes - c.padding)
+    nodes = None
+    if limits.devices_per_node is not None:
+        nodes = nodes_of(len(workers), limits.devices_per_node)
+    sent = [m for m in messages if crosses(m.groups, workers)]
+    found = [
+        c.passed(len(workers), to_others=True, nodes=nodes or ())
+        for c in collectives(compiled.as_text() or '')
+        if c.crosses(workers) or (nodes and c.crosses(nodes))
+    ]
+    gradient = sum(math.prod(_held(x)) * x.dtype.itemsize for x in jax.tree.leaves(params))
+    across = [c for c in found if c.crosses(workers)]
+    wanted = Counter[str]()
+    for m in sent:
+        size = len(m.groups[0]) if m.groups else len(set(workers))
+        own = m.bytes // size if m.operation == 'all-to-all' else 0
+        wanted[m.operation] += steps * (m.bytes - own)
+    cure = functools.partial(_cure, compiled, set(names), gradient=gradient)
+    _compare('device', 'workers', [(c, c.bytes) for c in across], wanted, limits, cure)
+    if nodes:
+        wanted = Counter[str]()
+        for m in sent:
+            wanted[m.operation] += steps * leaving(m.operation, m.bytes, m.groups, nodes)
+        if split := [c for c in found if c not in across]:
+            cure = functools.partial(_cure_of_order, split[0])
+        _compare('node', 'nodes', [(c, c.node_bytes) for c in found], wanted, limits, cure)
+    return found
+
+
+def _compare(
+    who: str,
+    others: str,
+    found: Sequence[tuple[Collective, int]],
+    wanted: Counter[str],
+    limits: Limits,
+    cure: Callable[[bool, int], str],
+) -> None:
+    """Raises ValueError if collectives pass more bytes than are wanted of each kind, and `besides`."""
+    besides, steps = limits.besides, limits.steps
+    kinds = Counter[str]()
+    for c, size in found:
+        kinds[c.operation] += c.times * (size - c.padding * size // max(c.bytes, 1))
     if (total := kinds.total()) <= wanted.total() + steps * besides:
-        return found
-    devices_per_worker = len(workers) // len(set(workers))
-    gradient = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) // devices_per_worker
+        return
     moves = 2 * sum(kinds[kind] - wanted[kind] for kind in _MOVES) > total - wanted.total()
-    more = [c for c in found if c.operation in _MOVES] if moves else found
-    largest = sorted(more, key=lambda c: -c.times * c.bytes)[:3]
+    more = [each for each in found if each[0].operation in _MOVES] if moves else found
+    largest = sorted(more, key=lambda each: -each[0].times * each[1])[:3]
     raise ValueError(
-        f'{"at every step" if steps == 1 else f"in {steps} steps"} a device passes {total:,} bytes to other '
-        f'workers, but the message has {wanted.total():,} (and besides={besides} are allowed for means of '
+        f'{"at every step" if steps == 1 else f"in {steps} steps"} a {who} passes {total:,} bytes to other '
+        f'{others}, but the message has {wanted.total():,} (and {besides=} are allowed for means of '
         'losses): '
         + ', '.join(f'{size:,} by {kind}' for kind, size in kinds.items())
         + '. The largest: '
         + '; '.join(
-            f'{c.operation} of {c.bytes:,} bytes'
+            f'{c.operation} of {size:,} bytes'
             + (f', {c.times} times' if c.times > 1 else '')
             + (f' ({c.name[:120]})' if c.name else '')  # XLA joins the names of all that it combines
-            for c in largest
+            for c, size in largest
         )
         + '. '
-        + ('If the program makes several steps, pass steps=. ' if any(c.times > steps for c in found) else '')
-        + _cure(compiled, set(names), moves, total - wanted.total(), gradient)
+        + ('If the program makes several steps, pass steps=. ' * any(c.times > steps for c, _ in found))
+        + cure(moves, total - wanted.total())
     )
 
 
@@ -150,12 +229,27 @@ def check_shards(compiled: Any, params: PyTree, names: Collection[str]) -> None:
             )
 
 
+def _held(x: Any) -> tuple[int, ...]:
+    """The shape of what a device holds of an array."""
+    sharding = getattr(x, 'sharding', None)
+    return x.shape if sharding is None else sharding.shard_shape(x.shape)
+
+
 def _of_jax(compiled: Any) -> jax.stages.Compiled:
     """The compiled step itself, which NNX and Equinox wrap."""
     inner = getattr(compiled, 'compiled', compiled)
     if not isinstance(inner, jax.stages.Compiled):
         raise TypeError(f'got a {type(compiled).__name__}: pass a compiled step, step.lower(...).compile().')
     return inner
+
+
+def _cure_of_order(collective: Collective, moves: bool, more: int) -> str:
+    del moves, more
+    return (
+        f'Devices of one worker exchange data from node to node, as {collective.groups[0]} do: order the '
+        'devices of the mesh, or of jax.pmap, node by node, and let devices_per_node be a multiple of the '
+        'devices of a worker.'
+    )
 
 
 def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int, gradient: int) -> str:

@@ -5,15 +5,14 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 
+from def_jax.traffic.nodes import Groups, Operation, crosses, leaving
+
 __all__ = ['Collective', 'Operation', 'collectives', 'replica_groups']
 
-Operation = Literal[
-    'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'collective-broadcast'
-]
 _OPERATIONS = '|'.join(get_args(Operation))
 _COLLECTIVE = re.compile(rf'(\S+) = (.*?) ({_OPERATIONS})(?:-start)?\((.*)')
 _DONE = re.compile(rf'= (.*?) (?:{_OPERATIONS})-done\((\S+?)[,)]')
@@ -37,11 +36,12 @@ class Collective(NamedTuple):
     operation: Operation
     elements: int  # in all its results together
     bytes: int
-    groups: tuple[tuple[int, ...], ...] = ()  # of devices that exchange data; empty for one group of all
+    groups: Groups = ()
     name: str = ''  # what it computes, as JAX named it: of functions, or of an argument
     dtype: str = ''  # as HLO writes it, e.g. 'bf16'; several are joined by commas
     padding: int = 0  # how many of the bytes, at most, only fill up a tile
     times: int = 1  # how often it runs, in loops whose turns are known
+    node_bytes: int = 0  # what leaves the node that sends most, where `passed` is told the nodes
 
     def crosses(self, workers: Sequence[int]) -> bool:
         """Whether data moves between workers, given each device's worker.
@@ -49,20 +49,23 @@ class Collective(NamedTuple):
         >>> Collective('all-reduce', 7, 28, ((0, 2), (1, 3))).crosses([0, 0, 1, 1])
         True
         """
-        groups = self.groups or (tuple(range(len(workers))),)
-        return any(len({workers[device] for device in group}) > 1 for group in groups)
+        return crosses(self.groups, workers)
 
-    def passed(self, num_devices: int, *, to_others: bool = False) -> 'Collective':
+    def passed(self, num_devices: int, *, to_others: bool = False, nodes: Sequence[int] = ()) -> 'Collective':
         """The same with what each of the devices passes to it, or `to_others`, instead of what each gets.
+
+        With the node of each device, `node_bytes` is what leaves a node, see `nodes.leaving`.
 
         >>> Collective('all-gather', 8, 32).passed(4).elements
         2
         """
         size = len(self.groups[0]) if self.groups else num_devices
         times, parts = {'all-gather': (1, size), 'reduce-scatter': (size, 1)}.get(self.operation, (1, 1))
+        node_bytes = leaving(self.operation, self.bytes * times // parts, self.groups, nodes) if nodes else 0
         if to_others and self.operation == 'all-to-all':  # of which a device keeps its own part
             times, parts = size - 1, size
-        return self._replace(elements=self.elements * times // parts, bytes=self.bytes * times // parts)
+        elements, size = self.elements * times // parts, self.bytes * times // parts
+        return self._replace(elements=elements, bytes=size, node_bytes=node_bytes)
 
 
 def collectives(hlo: str) -> list[Collective]:
@@ -145,7 +148,7 @@ def _between_slices(result: str, attributes: str) -> Collective:
     return Collective(kind, elements, size, groups, '', dtype, padding)
 
 
-def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
+def replica_groups(attributes: str) -> Groups:
     """The groups of devices, from what follows a collective's operands in HLO; empty for one group of all.
 
     A list, a reshaped and transposed range, axes of a mesh or factors of axes, or pairs of source and target:
@@ -178,9 +181,7 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     return ()
 
 
-def _along(
-    devices: np.ndarray, sizes: dict[str, int], parts: Sequence[tuple[str, int, int]]
-) -> tuple[tuple[int, ...], ...]:
+def _along(devices: np.ndarray, sizes: dict[str, int], parts: Sequence[tuple[str, int, int]]) -> Groups:
     """The groups along parts of a mesh's axes, each its axis' factor of a size after one of another size."""
     places: Any = dict(zip(sizes, np.indices(tuple(sizes.values())).reshape(len(sizes), -1), strict=True))
     for name, before, size in parts:

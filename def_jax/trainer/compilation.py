@@ -3,7 +3,7 @@
     python -m def_jax.communication --config=configs/digits.py --config.ratio=256
 
 compiles what train.py would run, without training, and prints what a device passes to the collectives of
-its programs, between workers and within one.
+its programs, between workers and within one; with --devices_per_node=8, also what leaves a node.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     state = workers.abstract(jax.eval_shape(steps.init), experiment.is_per_worker)
     batch = workers.place(next(experiment.train_batches(0)))
     variables = workers.abstract(jax.eval_shape(steps.outputs, state)['x'], False)
-    test_batch = next(experiment.test_batches(config.evaluate_on))
+    test_batch = next(experiment.test_batches(experiment.evaluated[config.evaluate_on]))
     count = sum(-(-len(split) // test_batch['mask'].size) for split in experiment.evaluated.values())
     evaluations = -(-experiment.num_steps // experiment.steps_per_evaluation)  # the last step's is one
     points, calibrations = experiment.method.points, config.recalibrate_batches
@@ -66,10 +66,11 @@ def main(argv: list[str]) -> int:
     try:
         experiment = build(config)
         workers, sent = experiment.workers, experiment.communication
+        node = flags.FLAGS.devices_per_node
         worker_of = [device // workers.devices_per_row for device in range(len(workers.devices))]
         print(f'{experiment.title}, what a device sends:')
         for name, hlo, executions in programs(experiment):
-            print(f'\n{name}, {executions:,} times in a run:\n\n{summary(hlo, worker_of)}')
+            print(f'\n{name}, {executions:,} times in a run:\n\n{summary(hlo, worker_of, node)}')
         print(f'\nDense SGD would send {sent.num_params:,} elements per step and worker.')
     except (ValueError, FileNotFoundError) as error:
         return command_line.refuse('communication', error)
@@ -80,4 +81,5 @@ def run() -> int:
     """Reads the command line; exits with 0, or with 2 and one line about what is wrong."""
     config_flag = command_line.define_config('As for train.py.')
     flags.mark_flag_as_required('config')
+    flags.DEFINE_integer('devices_per_node', None, 'How many neighbours among the devices share a link.')
     return app.run(main, flags_parser=command_line.config_flags_parser('communication', config_flag))

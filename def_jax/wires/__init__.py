@@ -9,9 +9,10 @@ from jax import lax
 
 from def_jax.ground.arguments import check_choice
 from def_jax.ground.barriers import part_places
-from def_jax.ground.collectives import num_workers, pmean
+from def_jax.ground.collectives import Group, group_of, num_workers, pmean
 from def_jax.ground.types import Arrive, AxisName
 from def_jax.wires import few_bits
+from def_jax.wires.division import ALONE, Division, Stretch, stretches
 from def_jax.wires.layouts import Layout
 
 Bits = Literal[1, 2, 4, 8, 16, 32]
@@ -31,54 +32,81 @@ def check_bits(bits: Any) -> None:
     check_choice('bits', bits, dict(zip(get_args(Bits), meanings, strict=True)))
 
 
-def layout(sizes: Sequence[int], axis_name: AxisName, bits: int) -> Layout:
-    """Where the parts of a message lie for `exchange`, given their sizes in elements."""
-    plan = _plan(sizes, axis_name, bits)
-    return Layout.dense(sizes) if plan is None else plan.layout
+class Route(NamedTuple):
+    """How the parts of a message travel, each held by one device of a worker or by several."""
 
+    sizes: tuple[int, ...]  # of the parts, in elements
+    workers: Group
+    bits: Bits
+    holders: tuple[Group, ...]  # of each part, within a worker
 
-def _plan(sizes: Sequence[int], axis_name: AxisName, bits: int) -> few_bits.Plan | None:
-    """How it travels in few bits; None for floats, and for nothing."""
-    return few_bits.plan(tuple(sizes), num_workers(axis_name), bits) if bits < 16 and any(sizes) else None
+    @classmethod
+    def of(cls, sizes: Sequence[int], axes: AxisName | Group, bits: Bits, holders: Any = None) -> 'Route':
+        """By default, a worker is one device."""
+        return cls(tuple(sizes), group_of(axes), bits, tuple(holders or [ALONE] * len(sizes)))
 
+    @property
+    def layout(self) -> Layout:
+        """Where the parts of a message lie for `exchange`."""
+        plan = self._plan()
+        return self._division().layout(self.sizes) if plan is None else plan.layout
 
-def exchange(
-    message: jax.Array,
-    sizes: Sequence[int],
-    axis_name: AxisName,
-    bits: int,
-    weights: jax.Array | None = None,
-    arrive: Arrive = lambda sent, mean: mean,
-) -> Exchanged:
-    """Line 9.
+    def _stretches(self) -> tuple[Stretch, ...]:
+        # A single worker sends nothing that could be divided.
+        return stretches(self.holders if num_workers(self.workers) > 1 else [ALONE] * len(self.sizes))
 
-    A message is float32 [M], of parts of these sizes at the places of `layout`, and so are mean and rest. The
-    mean of `mean + rest` over workers is the mean of the messages, so Eq. 8 holds, but for the rounding of
-    bfloat16's sum, which is lost. A worker's rounding error stays in the rest.
+    def _division(self) -> Division:
+        return Division.of(self._stretches(), self.sizes)
 
-    The energy, float32 [2], is the squared norm of the mean message, and the mean of those of the messages,
-    each part's squares times its weight, float32 [parts]; None without weights.
-    """
-    if (plan := _plan(sizes, axis_name, bits)) is not None:
-        return Exchanged(*few_bits.exchange(message, plan, axis_name, weights, arrive))
-    dtype = jnp.float32 if bits == 32 else jnp.bfloat16
-    # XLA may skip rounding that is undone at once; the barrier forbids that.
-    rounded = message if bits == 32 else lax.optimization_barrier(message.astype(dtype)).astype(jnp.float32)
-    # This one hides from XLA that in float32 nothing is rounded: it therefore takes the message before it
-    # overwrites the residual in place, without a copy. On GPUs, XLA would also take the block again in every
-    # kernel that puts the rest of it back.
-    message, rounded = lax.optimization_barrier((message, rounded))
-    packed = rounded if weights is None else jnp.append(rounded, _energy(rounded, sizes, weights))
-    packed = lax.optimization_barrier(packed.astype(dtype))
-    mean = arrive(packed, pmean(packed, axis_name).astype(jnp.float32))
-    if weights is None:
-        return Exchanged(mean, message - rounded, None)
-    mean, messages = mean[:-1], mean[-1]
-    return Exchanged(mean, message - rounded, jnp.stack([_energy(mean, sizes, weights), messages]))
+    def _plan(self) -> few_bits.Plan | None:
+        """How it travels in few bits; None for floats, and for nothing."""
+        if self.bits >= 16 or not any(self.sizes):
+            return None
+        return few_bits.plan(self.sizes, num_workers(self.workers), self.bits, self._stretches())
 
+    def exchange(
+        self,
+        message: jax.Array,
+        weights: jax.Array | None = None,
+        arrive: Arrive = lambda sent, mean: mean,
+    ) -> Exchanged:
+        """Line 9.
 
-def _energy(message: jax.Array, sizes: Sequence[int], weights: jax.Array) -> jax.Array:
-    """The sum of the parts' squares times their weights, float32 []."""
-    places = zip(part_places(Layout.dense(sizes).begins), sizes, strict=True)
-    parts = [lax.dynamic_slice(message, [begin], [size]) for (_, begin), size in places]
-    return jnp.vdot(jnp.array([jnp.vdot(part, part) for part in parts]), weights) if parts else jnp.float32(0)
+        A message is float32 [M], of parts at the places of `layout`, and so are mean and rest. The mean of
+        `mean + rest` over workers is the mean of the messages, so Eq. 8 holds, but for the rounding of
+        bfloat16's sum, which is lost. A worker's rounding error stays in the rest, on all of its devices.
+
+        The energy, float32 [2], is the squared norm of the mean message, and the mean of those of the
+        messages, each part's squares times its weight, float32 [parts]; None without weights. Its sum over a
+        worker's devices counts every element once.
+        """
+        if (plan := self._plan()) is not None:
+            return Exchanged(*few_bits.exchange(message, plan, self.workers, weights, arrive))
+        dtype = jnp.float32 if self.bits == 32 else jnp.bfloat16
+        rounded = message
+        if self.bits == 16:  # XLA may skip rounding that is undone at once; the barrier forbids that
+            rounded = lax.optimization_barrier(message.astype(dtype)).astype(jnp.float32)
+        # This one hides from XLA that in float32 nothing is rounded: it therefore takes the message before it
+        # overwrites the residual in place, without a copy. On GPUs, XLA would also take the block again in
+        # every kernel that puts the rest of it back.
+        message, rounded = lax.optimization_barrier((message, rounded))
+        division = self._division()
+        sent = division.section(rounded)
+        if weights is not None:
+            counts = jnp.array([num_workers(group) for group in self.holders], jnp.float32)
+            weights = weights / counts
+            sent = jnp.append(sent, self._energy(rounded, weights))
+        sent = lax.optimization_barrier(sent.astype(dtype))
+        mean = arrive(sent, pmean(sent, self.workers).astype(jnp.float32))
+        if weights is None:
+            return Exchanged(division.whole(mean), message - rounded, None)
+        mean, messages = division.whole(mean[:-1]), mean[-1]
+        return Exchanged(mean, message - rounded, jnp.stack([self._energy(mean, weights), messages]))
+
+    def _energy(self, message: jax.Array, weights: jax.Array) -> jax.Array:
+        """The sum of the parts' squares times their weights, float32 []."""
+        places = zip(part_places(self.layout.begins), self.sizes, strict=True)
+        parts = [lax.dynamic_slice(message, [begin], [size]) for (_, begin), size in places]
+        if not parts:
+            return jnp.float32(0)
+        return jnp.vdot(jnp.array([jnp.vdot(part, part) for part in parts]), weights)

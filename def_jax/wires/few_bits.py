@@ -23,7 +23,7 @@ SDP4Bit (Jia et al., 2024); error kept on both sides of a server in DoubleSqueez
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,8 +32,9 @@ import numpy as np
 from jax import lax
 
 from def_jax.ground.barriers import in_memory
-from def_jax.ground.collectives import all_gather, all_to_all, axis_index
-from def_jax.ground.types import Arrive, AxisName
+from def_jax.ground.collectives import Group, all_gather, all_to_all, axis_index
+from def_jax.ground.types import Arrive
+from def_jax.wires.division import ALONE, Division, Stretch
 from def_jax.wires.layouts import Layout
 from def_jax.wires.segments import Segments, reduced, segments
 
@@ -78,103 +79,174 @@ def loss(bits: int) -> float:
 class Plan(NamedTuple):
     """How a message is divided among workers: everything that is known when a step is traced.
 
-    A part begins with a tile of its own, so that a tile has one unit; chunks are of equal numbers of tiles.
-    Chunk k holds S pieces of parts at most.
+    A part begins with a tile of its own, so that a tile has one unit. What a device sends, its section, has a
+    chunk of T tiles for every worker; chunk k holds S pieces of parts at most. A worker of several devices
+    has C different sections. Parts are numbered as they lie in the message.
     """
 
     bits: int
     sizes: tuple[int, ...]  # of the parts, in elements
-    layout: Layout  # of the parts in the message, which is as long as all chunks
+    order: tuple[int, ...]  # of the parts in the message
+    layout: Layout  # of the parts in the message, in which they were before
+    division: Division  # of the message, in tiles
     tile: int  # G, elements of a tile
-    pieces: np.ndarray  # int [K, S]: the part of each piece of a chunk; 0 where there are fewer
-    held: np.ndarray  # int [K, S]: how many elements of its part a piece has
-    piece: np.ndarray  # int [K, T]: the piece of each tile of a chunk
-    filled: np.ndarray  # int [K, T]: how many elements of the tile belong to its part; the rest are zeros
-    part: np.ndarray  # int [K, T]: the part of each tile
-    of_parts: Segments  # the tiles of each part, in all chunks
+    counts: np.ndarray  # int [C, parts]: how many elements of each part a section has
+    pieces: np.ndarray  # int [C, K, S]: the part of each piece of a chunk; 0 where there are fewer
+    held: np.ndarray  # int [C, K, S]: how many elements of its part a piece has
+    piece: np.ndarray  # int [C, K, T]: the piece of each tile of a chunk
+    filled: np.ndarray  # int [C, K, T]: how many elements of the tile belong to its part; the rest are zeros
+    part: np.ndarray  # int [C, K, T]: the part of each tile
+    of_parts: Segments  # the tiles of each part, section by section
     of_pieces: Segments  # the tiles of each piece, chunk by chunk
 
     @property
+    def workers(self) -> int:
+        return self.part.shape[1]
+
+    @property
     def shape(self) -> tuple[int, int, int]:
-        """[K, T, G]: chunks, tiles, elements."""
-        return (*self.piece.shape, self.tile)
+        """[K, T, G]: chunks of a section, tiles, elements."""
+        return (*self.part.shape[1:], self.tile)
 
-    def of_chunk(self, k: jax.Array) -> list[jax.Array]:
-        """`pieces`, `held`, `piece` and `filled` of chunk k."""
+    def of_chunk(self, section: int | jax.Array, k: jax.Array) -> list[jax.Array]:
+        """`pieces`, `held`, `piece` and `filled` of a section's chunk k."""
         tables = self.pieces, self.held, self.piece, self.filled
-        return [lax.dynamic_index_in_dim(jnp.asarray(x), k, keepdims=False) for x in tables]
+        return [_row(x.reshape(-1, x.shape[-1]), section * self.workers + k) for x in tables]
 
 
-@functools.cache
-def plan(sizes: tuple[int, ...], workers: int, bits: int) -> Plan:
-    """The plan for parts of these sizes.
+def _row(table: np.ndarray, index: int | jax.Array) -> jax.Array:
+    if isinstance(index, int):
+        return jnp.asarray(table[index])
+    return lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False)
+
+
+def plan(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stretch, ...] = ()) -> Plan:
+    """The plan for parts of these sizes; by default, a worker is one device.
 
     >>> found = plan((5, 3), workers=2, bits=4)
     >>> found.shape, found.layout.begins, found.pieces.tolist(), found.filled.tolist()
-    ((2, 2, 4), (0, 8), [[0], [1]], [[4, 1], [3, 0]])
+    ((2, 2, 4), (0, 8), [[[0], [1]]], [[[4, 1], [3, 0]]])
     """
+    return _planned(sizes, workers, bits, stretches or (Stretch(ALONE, 1, tuple(range(len(sizes)))),))
+
+
+@functools.cache
+def _planned(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stretch, ...]) -> Plan:
     together = 8 // bits  # tiles whose integers share a byte
     # On average half a tile is empty at the end of a part, and half of `together` tiles at that of a chunk.
-    room = 2 * _WASTE * sum(sizes) / (len(sizes) + workers * together)
+    sections = max(stretch.size for stretch in stretches)
+    room = 2 * _WASTE * sum(sizes) / (len(sizes) + workers * sections * together)
     tile = min(_MOST, 2 ** math.floor(math.log2(max(_LEAST, room))))
     counts = [-(-size // tile) for size in sizes]
-    tiles = max(1, -(-sum(counts) // (workers * together))) * together
-    begins = np.cumsum([0, *counts])[:-1]
-    total = workers * tiles
-    part: Any = np.repeat(np.arange(len(sizes)), counts)
-    filled: Any = np.minimum(tile, np.array(sizes)[part] - (np.arange(part.size) - begins[part]) * tile)
-    # What fills up the last chunks counts as the last part.
-    part = np.pad(part, (0, total - part.size), mode='edge').reshape(workers, tiles)
-    filled = np.pad(filled, (0, total - filled.size)).reshape(workers, tiles)
+    division = Division.of(stretches, counts)
+    tiles = max(1, -(-sum(division.lengths) // (workers * together))) * together
+    # What fills up the last chunk is the end of the last stretch.
+    others = division.lengths[:-1]
+    division = division._replace(lengths=(*others, workers * tiles - sum(others)))
+    order = tuple(i for stretch in stretches for i in stretch.parts)
+    part, filled = _tiles(sizes, counts, tile, division, order)
+    chosen = _sections(division)
+    part, filled = (x[chosen].reshape(-1, tiles) for x in (part, filled))
     piece: Any = np.cumsum(np.diff(part, axis=1, prepend=part[:, :1]) > 0, axis=1)
-    pieces = np.zeros((workers, piece.max() + 1), int)
+    pieces = np.zeros((len(part), piece.max() + 1), int)
     np.put_along_axis(pieces, piece, part, axis=1)
     held = np.zeros_like(pieces)
-    np.add.at(held, (np.arange(workers)[:, None], piece), filled)
-    layout = Layout(tuple((begins * tile).tolist()), total * tile)
-    of_parts = segments(part.reshape(1, -1), len(sizes))
+    np.add.at(held, (np.arange(len(part))[:, None], piece), filled)
+    in_section = np.zeros((len(chosen), len(sizes)), int)
+    np.add.at(in_section, (np.repeat(np.arange(len(chosen)), workers)[:, None], pieces), held)
+    begins = division.layout(counts)
+    layout = Layout(tuple(begin * tile for begin in begins.begins), begins.total * tile)
+    of_parts = segments(part.reshape(len(chosen), -1), len(sizes))
     of_pieces = segments(piece, pieces.shape[1])
-    return Plan(bits, sizes, layout, tile, pieces, held, piece, filled, part, of_parts, of_pieces)
+    shape = len(chosen), workers, -1
+    return Plan(
+        bits=bits,
+        sizes=sizes,
+        order=order,
+        layout=layout,
+        division=division,
+        tile=tile,
+        counts=in_section,
+        pieces=pieces.reshape(shape),
+        held=held.reshape(shape),
+        piece=piece.reshape(shape),
+        filled=filled.reshape(shape),
+        part=part.reshape(shape),
+        of_parts=of_parts,
+        of_pieces=of_pieces,
+    )
+
+
+def _tiles(
+    sizes: Sequence[int], counts: Sequence[int], tile: int, division: Division, order: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of each tile of a message, as numbered in it, and how many of its elements belong to that."""
+    total = division.begins[-1]
+    part, filled = np.zeros(total, int), np.zeros(total, int)
+    begins = division.layout(counts).begins
+    for number, i in enumerate(order):
+        part[begins[i] :] = number  # what is behind a stretch counts as its last part
+        whole = np.full(counts[i], tile)
+        whole[-1:] -= counts[i] * tile - sizes[i]
+        filled[begins[i] : begins[i] + counts[i]] = whole
+    return part, filled
+
+
+def _sections(division: Division) -> np.ndarray:
+    """The tiles of every section that devices of a worker send, int [C, length]."""
+    sizes = [stretch.size for stretch in division.stretches]
+    places = zip(sizes, division.lengths, division.begins, strict=False)
+    rows = [begin + length * np.arange(size)[:, None] + np.arange(length) for size, length, begin in places]
+    numbers = np.indices(sizes).reshape(len(rows), -1)
+    return np.concatenate([row[number] for row, number in zip(rows, numbers, strict=True)], axis=1)
 
 
 def exchange(
-    message: jax.Array, p: Plan, axis_name: AxisName, weights: jax.Array | None, arrive: Arrive
+    message: jax.Array, p: Plan, workers: Group, weights: jax.Array | None, arrive: Arrive
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """See `wires.exchange`."""
-    workers, bits = len(p.piece), p.bits
+    """See `Route.exchange`."""
     energy = None if weights is None else jnp.zeros(2, jnp.float32)
-    block = in_memory(message).reshape(p.shape)
-    part, count = jnp.asarray(p.part), jnp.asarray(p.sizes, jnp.int32)
-    if workers == 1:
-        unit = _units(block[0], p.of_parts.table(0), part[0], count, bits)
-        _, sent = _rounded(block, unit[part], bits)
+    section = p.division.combination()
+    block = p.division.section(in_memory(message).reshape(-1, p.tile)).reshape(p.shape)
+    part, count = _row(p.part, section), _row(p.counts, section)
+    tiles_of = p.of_parts.table(section)
+    if p.workers == 1:
+        unit = _units(block[0], tiles_of, part[0], count, p.bits)
+        _, sent = _rounded(block, unit[part], p.bits)
         return sent.reshape(-1), (block - sent).reshape(-1), energy
 
-    k = axis_index(axis_name)
-    mine = jnp.arange(workers) == k
+    k = axis_index(workers)
+    mine = jnp.arange(p.workers) == k
     # The own chunk does not travel: it is not rounded, and does not count in the units of what does.
     travels = jnp.where(mine[:, None, None], 0, block)
-    tiles = travels.reshape(-1, p.tile)
-    pieces, held, *_ = p.of_chunk(k)
-    unit = _units(tiles, p.of_parts.table(0), part.reshape(-1), count.at[pieces].add(-held), bits)
-    codes, sent = _rounded(travels, unit[part], bits)
-    units = jnp.where(mine[:, None], 0, unit[p.pieces])
-    rows = jnp.concatenate([_pack(codes, bits).reshape(workers, -1), units.view(jnp.uint8)], axis=1)
+    pieces, held, *_ = p.of_chunk(section, k)
+    count = count.at[pieces].add(-held)
+    unit = _units(travels.reshape(-1, p.tile), tiles_of, part.reshape(-1), count, p.bits)
+    codes, sent = _rounded(travels, unit[part], p.bits)
+    units = jnp.where(mine[:, None], 0, unit[_row(p.pieces, section)])
+    rows = jnp.concatenate([_pack(codes, p.bits).reshape(p.workers, -1), units.view(jnp.uint8)], axis=1)
     own = lax.dynamic_index_in_dim(block, k, keepdims=False)
-    row, lost = _mean_of_chunk(p, all_to_all(rows, axis_name), own, k, weights)
-    codes, unit, shares = _split(all_gather(row, axis_name), p)
-    of_tiles = jnp.take_along_axis(unit, jnp.asarray(p.piece), axis=1)
-    mean = _values(_unpack(codes, bits), of_tiles, bits)
+    weights = None if weights is None else weights[np.array(p.order)]
+    row, lost = _mean_of_chunk(p, all_to_all(rows, workers), own, section, k, weights)
+    codes, unit, shares = _split(all_gather(row, workers), p)
+    of_tiles = jnp.take_along_axis(unit, _row(p.piece, section), axis=1)
+    mean = _values(_unpack(codes, p.bits), of_tiles, p.bits)
     if energy is not None:
         energy = shares[:, : energy.nbytes].view(jnp.float32).sum(0)
     # An update in place puts the rest in memory: XLA would compute it again in the kernel of every tensor.
     rest = lax.dynamic_update_index_in_dim(block - sent, lost[None], k, axis=0)
-    mean, rest = in_memory((arrive(message, mean.reshape(-1)), rest.reshape(-1)))
+    mean, rest = (p.division.whole(x.reshape(-1, p.tile)).reshape(-1) for x in (mean, rest))
+    mean, rest = in_memory((arrive(message, mean), rest))
     return mean, rest, energy
 
 
 def _mean_of_chunk(
-    p: Plan, rows: jax.Array, own: jax.Array, k: jax.Array, weights: jax.Array | None
+    p: Plan,
+    rows: jax.Array,
+    own: jax.Array,
+    section: int | jax.Array,
+    k: jax.Array,
+    weights: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """The mean of chunk k, and K times what rounding has taken from it.
 
@@ -183,7 +255,7 @@ def _mean_of_chunk(
     is float32 [T, G]. If there are weights, the chunk's share of the energy ends the row.
     """
     workers, bits = len(rows), p.bits
-    pieces, size, piece, filled = p.of_chunk(k)
+    pieces, size, piece, filled = p.of_chunk(section, k)
     codes, units, _ = _split(rows, p)
     of_tiles = jnp.take(units, piece, axis=1)  # [K, T]
 
@@ -192,7 +264,7 @@ def _mean_of_chunk(
 
     total = lax.fori_loop(0, workers, lambda w, sum_: sum_ + values(w), own, unroll=min(_UNROLLED, workers))
     mean = jnp.where(jnp.arange(p.tile)[None] < filled[:, None], total / workers, 0)
-    unit = _units(mean, p.of_pieces.table(k), piece, size, bits)
+    unit = _units(mean, p.of_pieces.table(section * workers + k), piece, size, bits)
     again, rounded = _rounded(mean, unit[piece], bits)
     sections = [_pack(again, bits).reshape(-1), unit.view(jnp.uint8)]
     if weights is not None:
@@ -231,7 +303,7 @@ def _energy(
 def _split(rows: jax.Array, p: Plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rows as they travel, uint8 [K, bytes]: packed codes [K, T·b/8, G], units [K, S], and what follows."""
     packed = p.shape[1] * p.bits // 8 * p.tile
-    units = p.pieces.shape[1] * jnp.dtype(_UNIT).itemsize
+    units = p.pieces.shape[2] * jnp.dtype(_UNIT).itemsize
     codes, unit, rest = jnp.split(rows, [packed, packed + units], axis=1)
     return codes.reshape(len(rows), -1, p.tile), unit.view(_UNIT), rest
 

@@ -10,7 +10,7 @@ from jax import lax
 
 
 class Layout(NamedTuple):
-    """Where the parts of a message lie. What lies between them is zero in a message, and ignored."""
+    """Where the parts of a message lie, in any order. What lies between them is zero, and ignored."""
 
     begins: tuple[int, ...]  # of the parts
     total: int  # elements of the message
@@ -24,9 +24,10 @@ class Layout(NamedTuple):
     def join(self, parts: Sequence[jax.Array]) -> jax.Array:
         """The message, float32 [total], of its parts."""
         found: list[jax.Array] = []
-        ends = (*self.begins[1:], self.total)[: len(self.begins)]
-        for part, begin, end in zip(parts, self.begins, ends, strict=True):
-            found += [part, jnp.zeros(end - begin - part.size, jnp.float32)]
+        in_order = sorted(zip(self.begins, range(len(parts)), strict=True))
+        ends = [begin for begin, _ in in_order[1:]] + [self.total]
+        for (begin, i), end in zip(in_order, ends, strict=False):
+            found += [parts[i], jnp.zeros(end - begin - parts[i].size, jnp.float32)]
         return jnp.concatenate([jnp.zeros(0, jnp.float32), *(x for x in found if x.size)])
 
     def split(self, message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:

@@ -22,6 +22,8 @@ class Segments(NamedTuple):
 
     def table(self, k: int | jax.Array) -> list[jax.Array]:
         """The levels for vector k."""
+        if isinstance(k, int):
+            return [jnp.asarray(level[k]) for level in self.levels]
         return [lax.dynamic_index_in_dim(jnp.asarray(level), k, keepdims=False) for level in self.levels]
 
 

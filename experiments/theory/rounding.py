@@ -38,10 +38,10 @@ def shares(pending, key, step, bits):
     sizes = compressor.sizes(pending)
 
     def message(axis_name):
-        layout = wires.layout(sizes, axis_name, bits)
-        selection = compressor(key, step, pending, layout)
+        route = wires.Route.of(sizes, axis_name, bits)
+        selection = compressor(key, step, pending, route.layout)
         block = selection.take(pending)
-        return selection, block, *wires.exchange(block, sizes, axis_name, bits)[:2]
+        return selection, block, *route.exchange(block)[:2]
 
     selection, block, own, rest = message(None)
     *_, rest_of_both = message('workers')

@@ -6,12 +6,14 @@ import re
 import types
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from compressing import feedback
 from jax import lax
+from jax.interpreters import mlir
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded_workers import AUTO, EXPLICIT, mesh_of, step_of
@@ -105,7 +107,9 @@ def test_a_constraint_that_names_the_workers_is_refused(kind):
         batch = lax.with_sharding_constraint(batch, to) if kind == AUTO else jax.sharding.reshard(batch, to)
         return jnp.mean(batch) * jnp.mean(params['in'])
 
-    with pytest.raises(Exception, match=r"mapped over 'workers': its sharding.* may name \['shard'\] alone"):
+    with pytest.raises(
+        Exception, match=r"mapped over 'workers' by .*its sharding.* may name \['shard'\] alone"
+    ):
         trace(dist, loss)
 
 
@@ -142,7 +146,7 @@ def test_keyword_arguments_have_any_name():
     assert run(*initial(dist), BATCH, **names).tolist() == [6, 6]
 
 
-def test_positions_are_checked():
+def test_positions_and_mappings_are_checked():
     for message, split, *keys in (
         (r'split=\(0,\) must be a tuple of positions', (0,)),
         ('split=1 must be a tuple', 1),
@@ -150,6 +154,8 @@ def test_positions_are_checked():
     ):
         with pytest.raises(ValueError, match=message):
             spmd().at_points(jax.grad(loss_fn), split, *keys)
+    with pytest.raises(ValueError, match=r"mapping='pmap' must be 'vmap' \(.*\) or 'shard_map' \("):
+        spmd().value_and_grad(loss_fn, mapping='pmap')
 
 
 def convolved(images, kernel):
@@ -157,8 +163,8 @@ def convolved(images, kernel):
     return lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=dimensions)
 
 
-def test_convolutions_stay_ordinary():
-    """Under vmap they would be grouped by worker."""
+def test_convolutions_stay_ordinary_by_shard_map():
+    """By vmap they are grouped by worker."""
     dist = spmd(specs=P())
     params = {'kernel': jnp.ones((3, 3, 2, 4)) / 10}
 
@@ -167,10 +173,13 @@ def test_convolutions_stay_ordinary():
 
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype(np.float32)
     state = dist.init(params)
-    program = jax.jit(dist.value_and_grad(loss)).lower(params, state, images)
-    assert not re.search('(feature|batch)_group_count = 2', program.as_text())
-    losses, _ = dist.value_and_grad(loss)(params, state, images)
-    np.testing.assert_allclose(losses, [loss(params, part) for part in np.split(images, 2)], rtol=1e-5)
+    grouped = '(feature|batch)_group_count = 2'
+    for mapping in ('vmap', 'shard_map'):
+        run = dist.value_and_grad(loss, mapping=mapping)
+        program = jax.jit(run).lower(params, state, images).as_text()
+        assert bool(re.search(grouped, program)) == (mapping == 'vmap')
+        losses, _ = run(params, state, images)
+        np.testing.assert_allclose(losses, [loss(params, part) for part in np.split(images, 2)], rtol=1e-5)
 
 
 def test_convolutions_take_what_lies_on_explicit_axes_as_arguments():
@@ -186,13 +195,67 @@ def test_convolutions_take_what_lies_on_explicit_axes_as_arguments():
     state, scale, bias = dist.init(params), on_mesh(jnp.arange(4.0)), on_mesh(jnp.ones(4))
     expected = [grad_fn(params, scale, part, bias) for part in np.split(images, 2)]
     divided = jax.device_put(scale, NamedSharding(dist.mesh, P('workers')))
+    run = functools.partial(dist.at_points, mapping='shard_map')
     for given in (scale, divided):
-        losses = dist.at_points(grad_fn, split=(2,))(params, state, given, images, bias=bias)
+        losses = run(grad_fn, split=(2,))(params, state, given, images, bias=bias)
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
-    closes_over = dist.at_points(lambda params, images: grad_fn(params, scale, images, bias))
+    def closes_over(params, images):
+        return grad_fn(params, scale, images, bias)
+
     with pytest.raises(Exception, match=r'takes arrays such as batch_stats as arguments and must not close'):
-        jax.eval_shape(closes_over, params, state, images)
+        jax.eval_shape(run(closes_over), params, state, images)
+    with pytest.raises(Exception, match=r"Convolutions on Explicit axes, .* need mapping='shard_map'"):
+        jax.eval_shape(dist.at_points(closes_over), params, state, images)
+
+
+def kernel_of(primitive):
+    """tanh as a kernel with a gradient but without a rule for vmap, as those of other people's are."""
+
+    @jax.custom_vjp
+    def kernel(x):
+        return primitive(x)
+
+    def backward(y, g):
+        return (g * (1 - y**2),)
+
+    kernel.defvjp(lambda x: (primitive(x),) * 2, backward)
+    return kernel
+
+
+def own_primitive():
+    primitive = jax.extend.core.Primitive('kernel_without_rules')
+    primitive.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(primitive, mlir.lower_fun(jnp.tanh, multiple_results=False))
+    return primitive.bind
+
+
+def host_callback(x):
+    return jax.pure_callback(np.tanh, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+@pytest.mark.parametrize(
+    ('primitive', 'shape'),
+    [(own_primitive(), (2, 4)), (own_primitive(), (8, 1)), (host_callback, (8,))],
+    ids=['kernel-2x4', 'kernel-8x1', 'callback-8'],
+)
+def test_what_vmap_cannot_map_runs_by_shard_map(kind, primitive, shape):
+    names = ('workers', 'shard')[: len(shape)]
+    mesh = jax.make_mesh(shape, names, axis_types=(kind,) * len(shape))
+    dist = def_jax.spmd(feedback(inner=optax.sgd(0.1)), mesh, P())
+    params, state = initial(dist)
+    kernel = kernel_of(primitive)
+
+    def loss(params, batch):
+        return jnp.mean((kernel(batch @ params['in']) @ params['out'] - batch) ** 2)
+
+    found = jax.jit(dist.value_and_grad(loss, mapping='shard_map'))(params, state, BATCH)
+    parts = BATCH.reshape(shape[0], -1, 8)
+    expected = jax.vmap(jax.value_and_grad(loss_fn), (None, 0))(make_params(), parts)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, expected)
+    with pytest.raises(NotImplementedError, match=r"callbacks .*need mapping='shard_map', an argument of"):
+        jax.eval_shape(dist.value_and_grad(loss), params, state, BATCH)
 
 
 def compiled(dist, step=None, params=None, batch=BATCH, out_shardings=None):

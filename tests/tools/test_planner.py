@@ -55,6 +55,23 @@ def test_the_methods_by_hand():
     assert sent == pytest.approx([2 * 63 / 64 * 4 * 25.6e6 / n for n in (1, 16, 64, 256, 50, 400, 64)])
 
 
+def test_links_that_gpus_share_by_hand():
+    """Two links of eight GPUs each, 2 M parameters: what leaves a link."""
+    plan = Plan(2**21, 0.1, 1e9, workers=2, gpus_per_link=8, latency=1e-3, dense_bytes=4)
+    found = comparison.compare(plan)
+    whole, message = 4 * 2**21, 4 * 2**21 / 64
+    ring = 2 * 15 / 16
+    by_gpu = 8 * 8 / 16 * message + 15 / 16 * message  # each to eight others directly, and one ring
+    sent = [whole, ring * whole, *(whole / n for n in (16, 64, 256, 64)), by_gpu]
+    assert [each.sent for each in found] == pytest.approx([*sent, whole / 50, whole / 400, ring * message])
+    dense, one_ring, *_, fsdp, gpu, _, _, _ = (each.seconds for each in found)
+    assert one_ring == pytest.approx(0.1 + 8 * ring * whole / 1e9 + 2 * 15 * 1e-3)
+    assert dense == pytest.approx(0.1 + 8 * whole / 1e9 + 2 * 1e-3)
+    outputs = [(8 * 2 * (1 - 1 / k) * whole / 1e9 + 2 * (k - 1) * 1e-3) / 100_000 for k in (2, 16)]
+    assert fsdp == pytest.approx(0.1 + 8 * message / 1e9 + 2 * 1e-3 + outputs[0])
+    assert gpu == pytest.approx(0.1 + 8 * by_gpu / 1e9 + 2 * 15 * 1e-3 + outputs[1])
+
+
 @pytest.mark.parametrize(
     ('plan', 'words'),
     [
@@ -71,6 +88,15 @@ def test_the_methods_by_hand():
         ),
         (dataclasses.replace(SLOW, latency=0.05), 'Start with DiLoCo, H = 50[^$]*every=50,'),
         (
+            dataclasses.replace(SLOW, workers=8, gpus_per_link=8),
+            r'compression 16, inside=8: [^$]*, hierarchical[^$]*def_sgd\(rate, 16, .workers., inside=8\)[^$]*'
+            '8 neighbours are one worker',
+        ),
+        (
+            dataclasses.replace(SLOW, workers=8, gpus_per_link=8, latency=0.3),
+            'Start with DiLoCo, H = 50[^$]*inside=8[^$]*every=50,',
+        ),
+        (
             HUGE,
             r'Start with Streaming DiLoCo[^$]*spmd\(optimizer, mesh[^$]*not been trained at this size: '
             r'DEF on 36.5 M parameters at most, [^$]*DEF-Q on 10.7 M[^$]*64[^$]*def_adamw\(rate, 64',
@@ -86,10 +112,11 @@ def test_the_advice(plan, words):
 
 
 @pytest.mark.parametrize('optimizer', comparison.OPTIMIZERS)
-@pytest.mark.parametrize('in_flight', [True, False])
-def test_every_line_to_paste_makes_an_optimizer(optimizer, in_flight):
+@pytest.mark.parametrize(('in_flight', 'gpus'), [(True, 1), (False, 1), (False, 8)])
+def test_every_line_to_paste_makes_an_optimizer(optimizer, in_flight, gpus):
     other = {'sgd': 'adamw', 'adamw': 'sgd'}[optimizer]
-    for method in comparison.compare(dataclasses.replace(SLOW, in_flight=in_flight), 64, optimizer)[1:]:
+    plan = dataclasses.replace(SLOW, in_flight=in_flight, gpus_per_link=gpus)
+    for method in filter(lambda method: method.paste, comparison.compare(plan, 64, optimizer)):
         names = {'rate': 0.1, 'def_jax': def_jax, 'optax': optax}
         exec(method.paste, names)
         names['optimizer'].init({'w': jnp.zeros((8, 8))})
@@ -149,6 +176,15 @@ def test_the_command_line_and_both_spellings_of_a_flag(tmp_path, capsys):
     output = capsys.readouterr().out
     assert comparison.table(plan, comparison.compare(plan)) in output and 'hide behind one gradient' in output
     assert picture.stat().st_size > 0
+
+
+def test_the_command_line_of_nodes(capsys):
+    assert main([*FLAGS, '--gpus-per-link=8', '--optimizer=sgd']) == 0
+    output = capsys.readouterr().out
+    plan = dataclasses.replace(SLOW, latency=50e-6, dense_bytes=2, gpus_per_link=8)
+    assert comparison.table(plan, comparison.compare(plan)) in output
+    assert re.search(r"optimizer = def_jax.def_sgd\(rate, \d+, 'workers', inside=8\)\n", output)
+    assert 'Each has 8 GPUs. "Sent" is what leaves the link that they share.' in output
 
 
 DEVICE = ['--params=1e6', '--workers=4', '--device=h100']

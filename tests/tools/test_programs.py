@@ -5,7 +5,7 @@ import pytest
 
 from def_jax.tools.programs import main, summary
 from def_jax.traffic import Message
-from def_jax.traffic.crossing import check_crossing
+from def_jax.traffic.crossing import Limits, check_crossing
 from def_jax.traffic.hlo import Collective, collectives
 
 LINE = 'r = f32[8]{0} all-reduce(x), channel_id=1, replica_groups='
@@ -60,6 +60,9 @@ def test_the_program_sums_within_and_between(tmp_path, capsys):
     assert '| between workers | all-gather | 1 | 4 | 16 |' in table
     assert '| between workers | reduce-scatter | 1 | 16 | 64 |' in table
     assert '| within a worker | all-reduce | 2 | 16 | 64 |' in table
+    assert main([str(file), '--workers=0,0,0,0,1,1,1,1', '--devices-per-node=4']) == 0
+    # In each pair of devices both send all of an all-reduce to the other, and four pairs share the link.
+    assert '| between workers | all-reduce | 1 | 8 | 32 | 128 |' in capsys.readouterr().out
     assert main([str(file), '--workers=0,1']) == 2
     assert 'has 2 devices, but the program has device 7' in capsys.readouterr().err
     assert main([str(tmp_path / 'none.txt'), '--workers=0,1']) == 2
@@ -104,7 +107,7 @@ def test_the_check_allows_for_tiles_that_are_filled_up():
     def check(size):
         message = Message('all-reduce', size)
         across = [0, 0, 0, 0, 1, 1, 1, 1]
-        check_crossing(compiled, across, [message], 0, ['nodes'], jax.numpy.ones(9), steps=1)
+        check_crossing(compiled, across, [message], Limits(0, 1, None), ['nodes'], jax.numpy.ones(9))
 
     compiled = jax.jit(lambda x: x).lower(1.0).compile()
     compiled.as_text = lambda: SLICES

@@ -60,7 +60,7 @@ def test_evaluations_have_programs_of_their_own(data_dir):
     of_all = 4 * (2 + fixtures.NUM_WORKERS)  # evaluations of x, y, and each worker's own
     assert executions["a worker's own parameters"] == 4 * fixtures.NUM_WORKERS
     assert executions['batch statistics'] == 2 * of_all
-    batches = sum(len(list(run.test_batches(split))) for split in ('test', 'train'))
+    batches = sum(len(list(run.test_batches(run.evaluated[split]))) for split in ('test', 'train'))
     assert executions['test sums'] == batches * 2 * of_all
 
 

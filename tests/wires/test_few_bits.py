@@ -30,9 +30,9 @@ def make_messages(num_workers, seed=0):
 
 def exchanged(message, bits, axis_name='workers', sizes=SIZES):
     """Mean and rest of one worker's message, [n], without what lies between parts."""
-    places = wires.layout(sizes, axis_name, bits)
-    found = wires.exchange(places.join(jnp.split(message, np.cumsum(sizes)[:-1])), sizes, axis_name, bits)
-    return [jnp.concatenate(places.split(x, sizes)) for x in found[:2]]
+    route = wires.Route.of(sizes, axis_name, bits)
+    found = route.exchange(route.layout.join(jnp.split(message, np.cumsum(sizes)[:-1])))
+    return [jnp.concatenate(route.layout.split(x, sizes)) for x in found[:2]]
 
 
 def owners(num_workers, bits):
@@ -188,9 +188,9 @@ def test_the_energy_is_that_of_what_was_to_be_sent(bits, alike):
     messages = np.broadcast_to(rng.normal(size=(1 if alike else 8, 40_000)), (8, 40_000)).astype(np.float32)
 
     def worker(message):
-        places = wires.layout(sizes, 'workers', bits)
-        message = places.join(jnp.split(message, [sizes[0]]))
-        return wires.exchange(message, sizes, 'workers', bits, jnp.asarray(weights))[2]
+        route = wires.Route.of(sizes, 'workers', bits)
+        message = route.layout.join(jnp.split(message, [sizes[0]]))
+        return route.exchange(message, jnp.asarray(weights)).energy
 
     found = np.asarray(jax.jit(jax.vmap(worker, axis_name='workers'))(messages))
     assert (found == found[0]).all()

@@ -7,14 +7,22 @@ prints the time of a step for dense training in bfloat16, DEF-Q, DiLoCo and Powe
 for the one to start with, which may be dense training. A worker is what lies on one side of the slow line: a
 rack, a node or a GPU. `--measure` times the line itself, see `measure`.
 
+    python -m def_jax.plan --params=25.6e6 --step-time=0.12 --bandwidth=10gbit --workers=8 --gpus-per-link=8
+
+compares what eight nodes of eight GPUs with one link each can do: dense training in one ring and
+hierarchically, a node as a worker (`inside=8`, or FSDP inside it) and a GPU as a worker.
+
 This is a model. It assumes that a ring all-reduce of n bytes over K workers takes
 
     2 (K - 1) / K · n / bandwidth  +  2 (K - 1) · latency,
 
 that DEF-Q's all-to-all and all-gather take as long as an all-reduce, and that a step first computes and then
-communicates. (`overlap` is the fraction of a dense all-reduce hidden behind the backward pass. The message of
-error feedback needs the whole gradient, so none of it is hidden, unless it is `in_flight` while the next
-gradient is computed: then a step takes the longer of the two.)
+communicates. What G GPUs exchange behind one link of K takes no time. A hierarchical exchange sends from a
+link what is above. A flat one has K·G parties: a ring sends 2 (K·G - 1) / (K·G) · n from each link, but an
+all-to-all G · (K - 1) / K · n, since every GPU sends to every other by itself. (`overlap` is the fraction of
+a dense all-reduce hidden behind the backward pass. The message of error feedback needs the whole gradient, so
+none of it is hidden, unless it is `in_flight` while the next gradient is computed: then a step takes the
+longer of the two.)
 
 Without a measured step, `--device=h100 --flops=4.2e12` takes the least time that the device's peak rates
 allow, see `devices`.
@@ -33,13 +41,13 @@ _UNITS = {'k': 1e3, 'm': 1e6, 'g': 1e9, 't': 1e12}
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A cluster and a model. All times are in seconds.
+    """A cluster and a model. All times are in seconds, all sizes in bytes.
 
     Attributes:
         params: d, the number of elements in the model.
         step_time: computation time of a step on one worker, without communication.
         bandwidth: of a worker's link, in bits per second.
-        workers: K.
+        workers: K; with `gpus_per_link`, the number of links.
         latency: of one message between neighbours.
         overlap: fraction of a dense all-reduce hidden behind the computation, in [0, 1].
         in_flight: whether a message travels while the next gradient is computed, as `overlap=True` has it.
@@ -47,6 +55,7 @@ class Plan:
         dense_bytes: bytes per element of the dense all-reduce: 2 in bfloat16, 4 in float32.
         evaluate_every: steps between evaluations of y, each a dense all-reduce; 0 for only the final one.
         num_steps: steps in the run, over which the cost of the final y is spread.
+        gpus_per_link: G, how many GPUs share a link. Together they are one worker, or, `flat`, each is one.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -67,6 +76,7 @@ class Plan:
     evaluate_every: int = 0
     num_steps: int = 100_000
     in_flight: bool = False
+    gpus_per_link: int = 1
 
     def __post_init__(self) -> None:
         # The limits keep every time finite and positive.
@@ -81,23 +91,39 @@ class Plan:
         check_number('evaluate_every', self.evaluate_every, 0, 1e18, 'steps, 0 for never')
         check_number('num_steps', self.num_steps, 1, 1e18, 'steps in the run')
         check_flag('in_flight', self.in_flight)
+        check_number('gpus_per_link', self.gpus_per_link, 1, 1e6, 'GPUs that share a link')
 
-    def all_reduce(self, elements: float, element_bytes: float = 4) -> float:
+    def parties(self, flat: bool) -> float:
+        """How many take part in an exchange: all GPUs if it is flat, or the links."""
+        return self.workers * (self.gpus_per_link if flat else 1)
+
+    def ring(self, size: float, flat: bool = False) -> float:
+        """What leaves a link in an all-reduce."""
+        return 2 * (1 - 1 / self.parties(flat)) * size
+
+    def halves(self, size: float, flat: bool = False) -> float:
+        """What leaves a link in an all-to-all, and an all-gather in a ring."""
+        senders = self.gpus_per_link if flat else 1
+        return senders * (1 - 1 / self.workers) * size + self.ring(size, flat) / 2
+
+    def seconds(self, sent: float, flat: bool = False) -> float:
+        """Of an exchange, by what leaves a link."""
+        return 8 * sent / self.bandwidth + 2 * (self.parties(flat) - 1) * self.latency
+
+    def all_reduce(self, elements: float, element_bytes: float = 4, flat: bool = False) -> float:
         """Time of a ring all-reduce of `elements` elements, in float32 unless told otherwise."""
-        bits = 8 * element_bytes * elements
-        hops = self.workers - 1
-        return 2 * hops / self.workers * bits / self.bandwidth + 2 * hops * self.latency
+        return self.seconds(self.ring(element_bytes * elements, flat), flat)
 
-    def dense_step(self) -> float:
+    def dense_step(self, flat: bool = False) -> float:
         """Time of a step of uncompressed training."""
-        return self.step_time + (1 - self.overlap) * self.all_reduce(self.params, self.dense_bytes)
+        return self.step_time + (1 - self.overlap) * self.all_reduce(self.params, self.dense_bytes, flat)
 
-    def step(self, ratio: float) -> float:
+    def step(self, ratio: float, flat: bool = False) -> float:
         """Time of a step that sends 1 / ratio of the bytes of float32, and its share of y's evaluations."""
         check_ratio(ratio)
         outputs = 1 + (self.num_steps // self.evaluate_every if self.evaluate_every else 0)
-        dense_share = outputs * self.all_reduce(self.params) / self.num_steps
-        message = self.all_reduce(self.params / ratio)
+        dense_share = outputs * self.all_reduce(self.params, flat=flat) / self.num_steps
+        message = self.seconds(self.halves(4 * self.params / ratio, flat), flat)
         both = max(self.step_time, message) if self.in_flight else self.step_time + message
         return both + self.overhead + dense_share
 

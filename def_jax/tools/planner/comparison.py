@@ -20,10 +20,8 @@ _TRAINED = {'DEF-Q': 36.5e6, 'DiLoCo': 10e9, 'Streaming DiLoCo': 1e9, 'PowerSGD'
 _DEF_Q_ITSELF = 10.7e6  # here
 _REACH = 3  # times as large a model may be without a warning
 _FRAGMENTS = 10  # of Streaming DiLoCo
-_DIFF = (
-    "take gradients at def_jax.detached_params(params, opt_state), and don't average them. With several "
-    "devices a worker, use def_jax.spmd(optimizer, mesh, specs, 'workers') instead (docs: two racks)"
-)
+_POINT = "take gradients at def_jax.detached_params(params, opt_state), and don't average them"
+_SPMD = "def_jax.spmd(optimizer, mesh, specs, 'workers')"
 _PLAIN = "take gradients at the parameters, and don't average them"
 
 
@@ -36,6 +34,7 @@ class Prediction(NamedTuple):
     seconds: float  # of a step, on average
     paste: str  # the line that makes the optimizer, or two
     then: str  # what else changes
+    compression: int = 0  # of DEF-Q
 
     @property
     def name(self) -> str:
@@ -46,6 +45,10 @@ def compare(
     plan: Plan, local_steps: int = 50, optimizer: Literal['sgd', 'adamw'] | None = None
 ) -> list[Prediction]:
     """Dense training first, then DEF-Q, DiLoCo, Streaming DiLoCo and PowerSGD, as their papers have them.
+
+    Where several GPUs share a link, they are one worker (`inside`, FSDP), and dense training is hierarchical:
+    a reduce-scatter behind the link, an all-reduce of each part, an all-gather. In one ring, and with each
+    GPU as a worker, dense training and DEF-Q come after these.
 
     Args:
         plan: the cluster and the model.
@@ -58,28 +61,59 @@ def compare(
     >>> plan = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64)
     >>> [f'{method.name}: {1e3 * method.seconds:.0f} ms' for method in compare(plan)][:3]
     ['dense, bfloat16: 207 ms', 'DEF-Q, compression 16: 136 ms', 'DEF-Q, compression 64: 129 ms']
+    >>> nodes = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=8, gpus_per_link=8)
+    >>> [f'{method.name}: {1e3 * method.seconds:.0f} ms' for method in compare(nodes)][2:4]
+    ['DEF-Q, compression 16, inside=8: 130 ms', 'DEF-Q, compression 64, inside=8: 123 ms']
     """
     check_integer('local_steps', local_steps, 1, 'steps of DiLoCo between two averages')
     if optimizer is not None:
         check_choice('optimizer', optimizer, OPTIMIZERS)
-    shown = {2: 'bfloat16', 4: 'float32'}.get(plan.dense_bytes, f'{plan.dense_bytes} bytes')
-    dense = _prediction(plan, 'dense', shown, plan.dense_bytes, plan.dense_step())
     return [
-        dense,
+        *_dense(plan),
         *_def_q(plan, optimizer),
         *_local(plan, local_steps, optimizer),
         _powersgd(plan, optimizer),
     ]
 
 
+def _dense(plan: Plan) -> list[Prediction]:
+    shown = {2: 'bfloat16', 4: 'float32'}.get(plan.dense_bytes, f'{plan.dense_bytes} bytes')
+    size = plan.dense_bytes * plan.params
+    if plan.gpus_per_link == 1:
+        return [Prediction('dense', shown, plan.ring(size), plan.dense_step(), '', '')]
+    return [
+        Prediction('dense', f'{shown}, {how}', plan.ring(size, flat), plan.dense_step(flat), '', '')
+        for how, flat in (('hierarchical', False), ('one ring', True))
+    ]
+
+
 def _def_q(plan: Plan, optimizer: str | None) -> list[Prediction]:
     more = ', overlap=True' if plan.in_flight else ''
 
-    def at(ratio: int) -> Prediction:
-        lines = _lines(optimizer, lambda name: f"def_jax.def_{name}(rate, {ratio}, 'workers'{more})")
-        return _prediction(plan, 'DEF-Q', f'compression {ratio}', 4 / ratio, plan.step(ratio), lines, _DIFF)
+    def at(ratio: int, how: str, options: str, then: str, flat: bool = False) -> Prediction:
+        lines = _lines(optimizer, lambda name: f"def_jax.def_{name}(rate, {ratio}, 'workers'{options}{more})")
+        sent, seconds = plan.halves(4 * plan.params / ratio, flat), plan.step(ratio, flat)
+        return Prediction('DEF-Q', f'compression {ratio}{how}', sent, seconds, lines, then, ratio)
 
-    return [at(ratio) for ratio in COMPRESSIONS]
+    found = [at(ratio, _inside(plan), _inside(plan), _changes(plan)) for ratio in COMPRESSIONS]
+    if plan.gpus_per_link > 1:
+        fsdp = f'use {_SPMD} on a mesh whose other axis shards the parameters (docs: two racks)'
+        found += [
+            at(_KNOWN, ', FSDP inside', '', fsdp),
+            at(_KNOWN, ', a GPU a worker', '', _POINT, flat=True),
+        ]
+    return found
+
+
+def _inside(plan: Plan) -> str:
+    """The argument with which the GPUs of a link are one worker."""
+    return f', inside={plan.gpus_per_link}' if plan.gpus_per_link > 1 else ''
+
+
+def _changes(plan: Plan) -> str:
+    if plan.gpus_per_link > 1:
+        return f'{_POINT}: under jax.pmap, {plan.gpus_per_link} neighbours are one worker'
+    return f'{_POINT}. With several devices a worker, use {_SPMD} instead (docs: two racks)'
 
 
 def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Prediction]:
@@ -94,28 +128,29 @@ def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Predicti
 
     def line(blocks: str, every: int, more: str = '') -> str:
         return (
-            f"optimizer = def_jax.error_feedback(def_jax.{blocks}, 'workers', inner={inner}, "
+            f"optimizer = def_jax.error_feedback(def_jax.{blocks}, 'workers', inner={inner}{_inside(plan)}, "
             f'detach=1.0, every={every}, outer={outer}{more})'
         )
 
     streamed = line(f"random_block({local_steps / every:g}, order='cyclic')", every, ', bits=4, overlap=True')
     averaged = line('identity()', local_steps)
-    setting = f'H = {local_steps}'
+    setting, sent, then = f'H = {local_steps}', plan.ring(4 * plan.params) / local_steps, _changes(plan)
     hidden = f'{setting}, 4 bits, hidden'
     return [
-        _prediction(plan, 'DiLoCo', setting, 4 / local_steps, plan.step_time + seconds, averaged, _DIFF),
-        _prediction(plan, 'Streaming DiLoCo', hidden, 0.5 / local_steps, streaming, streamed, _DIFF),
+        Prediction('DiLoCo', setting, sent, plan.step_time + seconds, averaged, then),
+        Prediction('Streaming DiLoCo', hidden, sent / 8, streaming, streamed, then),
     ]
 
 
 def _powersgd(plan: Plan, optimizer: str | None) -> Prediction:
-    """Two all-reduces, one after the other; what it computes is left out."""
+    """Two all-reduces, one after the other, of all GPUs; what it computes is left out."""
     ratio = 64
-    seconds = plan.step_time + 2 * plan.all_reduce(plan.params / ratio / 2)
+    seconds = plan.step_time + 2 * plan.all_reduce(plan.params / ratio / 2, flat=True)
     setting = f'the size of DEF-Q at {ratio} (not with FSDP inside a worker)'
     link = f"def_jax.baselines.powersgd({ratio}, 'workers')"
     lines = _lines(optimizer, lambda name: f'optax.chain({link}, {_optax(name)})')
-    return _prediction(plan, 'PowerSGD', setting, 4 / ratio, seconds, lines, _PLAIN)
+    sent = plan.ring(4 * plan.params / ratio, flat=True)
+    return Prediction('PowerSGD', setting, sent, seconds, lines, _PLAIN)
 
 
 def _optax(optimizer: str) -> str:
@@ -127,14 +162,6 @@ def _lines(optimizer: str | None, made: Callable[[str], str]) -> str:
     if optimizer:
         return f'optimizer = {made(optimizer)}'
     return '\n    '.join(f'optimizer = {made(name)}  # for {title}' for name, title in OPTIMIZERS.items())
-
-
-def _prediction(
-    plan: Plan, family: str, setting: str, width: float, seconds: float, paste: str = '', then: str = ''
-) -> Prediction:
-    """`width`: bytes that an all-reduce of a step takes for each parameter, on average."""
-    sent = 2 * (plan.workers - 1) / plan.workers * width * plan.params
-    return Prediction(family, setting, sent, seconds, paste, then)
 
 
 def table(plan: Plan, methods: Sequence[Prediction]) -> str:
@@ -156,7 +183,7 @@ def advice(plan: Plan, methods: Sequence[Prediction]) -> str:
     as the fastest, among those that anybody has trained models of about this size with; above all of these,
     among all but DEF-Q.
     """
-    dense, *others = methods
+    dense, others = methods[0], [method for method in methods if method.family != 'dense']
     best = min(others, key=lambda method: method.seconds)
     share = 100 * (1 - plan.step_time / dense.seconds)
     if dense.seconds < _WORTH * best.seconds:
@@ -175,14 +202,14 @@ def advice(plan: Plan, methods: Sequence[Prediction]) -> str:
     if not tried:
         told += ' No method here is known to have trained a model of this size.'
     told += f'\n\n    {chosen.paste}\n\nPaste it; {chosen.then}.'
-    other = next(each for each in others if each.setting == f'compression {_KNOWN}')
+    other = next(each for each in others if each.compression == _KNOWN)
     if other not in tried and other.seconds < dense.seconds:
         told += (
             f'\n{other.family} has not been trained at this size: DEF on {_TRAINED[other.family] / 1e6:g} M '
             f'parameters at most, by its authors, {other.family} on {_DEF_Q_ITSELF / 1e6:g} M.\n'
             f'To compare {other.name}, {_faster(other, dense)}:\n\n    {other.paste}\n'
         )
-    elif chosen.setting == f'compression {COMPRESSIONS[-1]}':
+    elif chosen.compression == COMPRESSIONS[-1]:
         told += (
             f' Transformers, and a perceptron with 64 workers, ended behind at {COMPRESSIONS[-1]}: where '
             f'{_KNOWN} is fast enough, take it.'

@@ -23,6 +23,7 @@ _HELP = {
     'dense_bytes': 'bytes per element of the dense all-reduce: 2 in bfloat16, 4 in float32',
     'evaluate_every': 'steps between evaluations of y; 0 evaluates once, at the end',
     'num_steps': 'number of steps of the run',
+    'gpus_per_link': 'how many GPUs share a link, of which there are then --workers',
     'in_flight': 'messages travel while the next gradient is computed (overlap=True)',
 }
 
@@ -77,8 +78,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(
         'A worker is what lies on one side of the slow line: a rack, a node or a GPU. '
-        f'Here there are {plan.workers}.\nShard the parameters inside a worker: what is replicated there is '
-        'sent once per device.\n'
+        f'Here there are {plan.workers}.\n'
+        + (
+            f'Each has {plan.gpus_per_link} GPUs. "Sent" is what leaves the link that they share.\n'
+            if plan.gpus_per_link > 1
+            else 'If several GPUs share a link, pass --gpus-per-link, and count links as --workers.\n'
+        )
     )
     if link is not None:
         print(f'{link.describe()}\n')

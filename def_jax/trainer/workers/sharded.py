@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.elastic import SHARD_AXIS
 from def_jax.ground.barriers import in_memory
+from def_jax.ground.collectives import Group
 from def_jax.ground.types import PyTree
 from def_jax.sharding.worker_mesh import WorkerMesh
 from def_jax.state.link import Shards
@@ -72,14 +73,14 @@ class ShardedWorkers(Workers):
     def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
         del is_per_worker
         return jax.tree.map(
-            lambda x, to: jax.device_put(x, to.sharding) if isinstance(x, np.ndarray) else x, tree, like
+            lambda x, to: jax.device_put(x, to.sharding) if self.is_whole(x) else x, tree, like
         )
 
     def abstract(self, tree: PyTree, is_per_worker: PyTree) -> PyTree:
         return self._mesh.abstract(tree, each(self._spec, is_per_worker, tree))
 
     def shards(self, params: PyTree) -> Shards:
-        return Shards(AXIS, (SHARD_AXIS,), each(self._spec, False, params))
+        return Shards(AXIS, Group((SHARD_AXIS,)), each(self._spec, False, params))
 
     def lay_out(self, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: lax.with_sharding_constraint(x, self._spec(False, x)), in_memory(tree))
