@@ -105,6 +105,15 @@ and <!-- number: own_chunk; 33 k, 1/256; AdamW, b1 = 0.8, b2 = 0.95; difference 
 with the best of those tried; DEF-Q without
 compression <!-- number: own_chunk; 33 k, 1/256; DEF-Q, uncompressed; difference --><!-- /number -->.
 
+At 1/64, 2 bits reach <!-- number: own_chunk; 33 k, 1/64; 1/64, 2 bits; result --><!-- /number -->
+nats: rounded, they
+end <!-- number: own_chunk; 33 k, 1/64; 1/64, 2 bits, rounded; difference --><!-- /number -->
+from that, 1 bit <!-- number: own_chunk; 33 k, 1/64; 1/64, 1 bit; difference --><!-- /number -->,
+AdamW <!-- number: own_chunk; 33 k, 1/64; AdamW, b1 = 0.9, b2 = 0.95; difference --><!-- /number -->
+with decays of 0.9 and 0.95,
+and <!-- number: own_chunk; 33 k, 1/64; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
+with the best.
+
 **Setting.** The problems and the rule for rates are those of [few bits](../few_bits/README.md) and
 [scale](../scale/README.md), and so are the runs of the rounded rows, of AdamW and of SGD.
 

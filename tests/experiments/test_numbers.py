@@ -73,12 +73,16 @@ THIRTEEN = {
 
 def test_readme_counts_apart_where_def_q_is_within_the_margin_open_and_behind():
     readme = ' '.join((RESULTS.parent / 'README.md').read_text().split())
-    within, behind, reach = [[], []], [], {'points': [], 'nats': []}
+    within, behind, reach, sent = [[], []], [], {'points': [], 'nats': []}, []
     for name, (method, *problems) in THIRTEEN.items():
         settings = importlib.import_module(f'experiments.{name}').SETTINGS
         rows = pages.rows(runner.finished(settings, Records(RESULTS / name / 'runs.jsonl')))
         for problem in problems:
-            (row,) = [r for r in rows if (r.cell.setting.name, r.cell.contender.title) == (problem, method)]
+            here = [r for r in rows if r.cell.setting.name == problem]
+            (row,) = [r for r in here if r.cell.contender.title == method]
+            sent += [
+                min(wire.known(r.cell.spec) for r in here if r.cell.contender.options.get('ratio') == 64)
+            ]
             percent, margin = row.cell.setting.percent, row.cell.setting.margin
             # Of DEF-Q minus dense training, which is the first method of some settings and not of others.
             sides = [[-x for x in each[2:0:-1]] if 'AdamW' in method else each[1:3] for each in row[1:3]]
@@ -88,6 +92,7 @@ def test_readme_counts_apart_where_def_q_is_within_the_margin_open_and_behind():
                 behind.append(row.difference.text(2 if percent else 3))
             else:
                 reach['points' if percent else 'nats'].append(-ends[0])
+    assert f'(1/{min(sent):.0f} to 1/{max(sent):.0f} of what passes over a link)' in readme
     words = ['one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
     here, again = ([words[each.count(kind) - 1] for kind in ('yes', 'open')] for each in within)
     assert f'dense training on {here[0]}; {here[1]} leave that open ({again[1]}, for someone who' in readme
