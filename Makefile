@@ -13,8 +13,22 @@ REPRODUCED ?= table1 table4 figure3 few_bits
 BENCHMARKS ?= optimizer_stage loop
 THEORY ?= step_size distance averaging stability figure3 without_batchnorm rounding
 
+# Versions that passed, or none for the newest; INSTALLER=pip does without uv.
+CONSTRAINTS ?= constraints.txt
+INSTALLER ?= uv
+
 BIN := $(VENV)/bin
+# Stamps of what is installed: for training, for tests, for lint, for docs, or all of it.
+TRAIN := $(VENV)/.train
+TEST := $(VENV)/.test
+LINT := $(VENV)/.lint
+DOCS := $(VENV)/.docs
 READY := $(VENV)/.ready
+EXTRAS_train := training
+EXTRAS_test := training,tensorflow,test
+EXTRAS_lint := training,lint
+EXTRAS_docs := training,docs
+EXTRAS_ready := training,tensorflow,test,lint,docs
 
 COMPILERS := .venv-accelerators
 
@@ -23,25 +37,25 @@ COMPILERS := .venv-accelerators
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-train: $(READY)  ## Train DEF on digits with 16 fake devices, or CONFIG=language; pass flags as WORKDIR=runs/sgd ARGS="--config.method=sgd".
+train: $(TRAIN)  ## Train DEF on digits with 16 fake devices, or CONFIG=language; pass flags as WORKDIR=runs/sgd ARGS="--config.method=sgd".
 	$(BIN)/python train.py --config=configs/$(CONFIG).py --workdir=$(WORKDIR) $(ARGS)
 
-test: $(READY)  ## Run all but the slow tests; pass flags as ARGS="-k name".
+test: $(TEST)  ## Run all but the slow tests; pass flags as ARGS="-k name".
 	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadgroup $(ARGS)
 
-test-slow: $(READY)  ## Run the slow tests: complete runs, large networks, notebooks, a cluster.
+test-slow: $(TEST)  ## Run the slow tests: complete runs, large networks, notebooks, a cluster.
 	$(BIN)/python -m pytest -m slow -n $(PROCESSES) --dist loadfile $(ARGS)
 
-lint: $(READY)  ## Check style and types.
+lint: $(LINT)  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(READY)  ## Build the documentation in docs/_build/html; warnings and broken links are errors.
+docs: $(DOCS)  ## Build the documentation in docs/_build/html; warnings and broken links are errors.
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs . docs/_build/html
 	@echo 'Open docs/_build/html/index.html'
 
-docs-test: $(READY)  ## Run the examples in docstrings.
+docs-test: $(TEST)  ## Run the examples in docstrings.
 	$(BIN)/python -m pytest --doctest-modules def_jax experiments/statistics.py experiments/theory/bounds.py configs
 
 theory: $(READY)  ## Run the programs of experiments/theory: print tables, write plots to results/theory; takes minutes.
@@ -98,9 +112,20 @@ faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 time
 clean:  ## Remove virtual environments, caches and built pages; keep runs.
 	rm -rf $(VENV) $(COMPILERS) docs/_build .pytest_cache .ruff_cache .mypy_cache
 
-$(READY): requirements.txt pyproject.toml
+with := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# uv comes from the package index and is several times as fast as pip, which installs where there is no uv.
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(if $(filter uv,$(INSTALLER)),-$(BIN)/python -m pip install --quiet --disable-pip-version-check $(with) uv)
+
+$(VENV)/.%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@if [ $(INSTALLER) = uv ] && [ -x $(BIN)/uv ]; then \
+	  installer="$(BIN)/uv pip install --quiet --python $(BIN)/python"; \
+	else \
+	  installer="$(BIN)/python -m pip install --quiet --disable-pip-version-check"; \
+	fi; \
+	echo "$$installer $(with) -e .[$(EXTRAS_$*)]"; \
+	$$installer $(with) -e '.[$(EXTRAS_$*)]'
 	@touch $@
 
 # XLA's compilers, of the version of the project's JAX: 1.2 GB, which `make test` does not need.

@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model = 'vgg_digits'
 
     config.batch_size = 128
-    config.num_epochs = 280
+    config.num_epochs = 140
     config.learning_rate = 0.1
 
     config.eval_every_epochs = 20

@@ -35,12 +35,12 @@ from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping, weighting
 from def_jax.options.overlap import overlapped
 from def_jax.state.link import Shards, check_updates, float32_zeros, is_masked, link
-from def_jax.state.ownership import check_no_copy, check_surroundings, link_states
+from def_jax.state.ownership import check_inner, check_no_copy, check_surroundings, link_states
 from def_jax.wires import Bits
 
 
 class ErrorFeedbackState(NamedTuple):
-    """State of `error_feedback`. Per-worker: `residual`, `inner`, `worker` and `left_out`."""
+    """State of `error_feedback`. Per-worker: `inner`, `residual`, `worker` and `left_out`."""
 
     step: jax.Array  # uint32 [], number of updates so far
     key: jax.Array  # uint32 [2], replicated; selects the blocks
@@ -57,7 +57,7 @@ class ErrorFeedbackState(NamedTuple):
     @property
     def per_worker(self) -> tuple[str, ...]:
         """The fields that differ between workers; see `ownership`."""
-        return ('residual', 'inner', 'worker', 'left_out')
+        return ('inner', 'residual', 'worker', 'left_out')
 
 
 def error_feedback(
@@ -210,14 +210,16 @@ def wrapped(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
+        state = init(params)  # first, for it checks the parameters
         started = inner.init(params)
+        check_inner(started)
         check_no_copy(inner, params)
         if any(isinstance(state, ErrorFeedbackState) for state in link_states(started)):
             raise ValueError(
                 'inner= holds another def_jax.error_feedback, such as def_sgd: updates would wait twice. '
                 "Pass the worker's optimizer alone, e.g. inner=optax.sgd(0.1, momentum=0.9)."
             )
-        return init(params)._replace(inner=vary_if_tracked(started, axis_name))
+        return state._replace(inner=vary_if_tracked(started, axis_name))
 
     def local(grads, state, params, extra_args):  # line 6, after the gradient
         extra_args, weight = dict(extra_args), extra_args.get('weight')

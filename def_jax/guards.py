@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from def_jax.error_feedback import feedback_states
 from def_jax.ground.arguments import leaf_names
 from def_jax.ground.collectives import num_workers, pmax, psum
+from def_jax.ground.random import is_typed
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options.skipping import all_finite as finite_here
 from def_jax.state.ownership import each, per_worker_leaves
@@ -184,7 +185,7 @@ def _raise_if(names: list[str], differ: np.ndarray) -> None:
 def _words(leaf: Any) -> jax.Array:
     """The bits of an array as uint32; wider elements give several."""
     x = jnp.asarray(leaf)
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if is_typed(x):
         x = jax.random.key_data(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag])
@@ -207,7 +208,7 @@ def _parts(leaf: Any) -> list[tuple[int, int]]:
     """Checksums of which part of an array each device of this process holds, and of its bits."""
     if not isinstance(leaf, jax.Array):
         return [(0, zlib.crc32(np.asarray(leaf).tobytes()))]
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_typed(leaf):
         leaf = jax.random.key_data(leaf)
     return [
         (zlib.crc32(str(shard.index).encode()), zlib.crc32(np.asarray(shard.data).tobytes()))

@@ -66,7 +66,8 @@ class ConfigurationKeys(SphinxDirective):
     """A table of every key of a training configuration, from its entry in def_jax.trainer.configuration."""
 
     def run(self):
-        changes = {'never': '', 'always': 'yes', 'regroups': 'yes', 'with_workers': 'with `num_workers`'}
+        changes = {'never': '', 'always': 'yes', 'regroups': 'yes', 'grows': 'may grow'}
+        changes |= {'with_workers': 'with `num_workers`'}
         lines = []
         for title, keys in SECTIONS.items():
             lines += ['', f'**{title}**', '', '| key | default | meaning | may change on resumption |']

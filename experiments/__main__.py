@@ -3,6 +3,7 @@
 import argparse
 import functools
 import importlib
+import itertools
 import os
 import sys
 import types
@@ -19,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == 'numbers':
             return _numbers(arguments)
+        if arguments.command == 'bytes':
+            return _bytes(arguments)
         folder = Path(arguments.results, arguments.name)
         experiment = _experiment(arguments.name)
         if arguments.command == 'page':
@@ -46,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     fill = commands.add_parser(
         'numbers', help='fill the marks of results/; of README.md and docs/ if that is --results'
     )
-    for command in (run, page, fill):
+    trace = commands.add_parser('bytes', help='trace what finished methods send, where it is not on file')
+    for command in (run, page, fill, trace):
         command.add_argument('--results', default='results', help='folder of the folders of records')
     for command in (run, page):
         command.add_argument('name', help='the module of the experiment, e.g. few_bits')
@@ -77,6 +81,16 @@ def _run(experiment, folder: Path, arguments: argparse.Namespace) -> None:
     own = folder / 'runs.jsonl'
     others = [spec.Records(path) for path in sorted(folder.parent.glob('*/runs.jsonl')) if path != own]
     runner.train(chosen, runner.Runner(spec.Records(own), origin, executor, others))
+
+
+def _bytes(arguments: argparse.Namespace) -> int:
+    from experiments import runner, spec, wire
+
+    for name in _names():
+        records = spec.Records(Path(arguments.results, name, 'runs.jsonl'))
+        cells = itertools.chain.from_iterable(runner.finished(_experiment(name).SETTINGS, records))
+        wire.update(cell.spec for cell in cells)
+    return 0
 
 
 def _numbers(arguments: argparse.Namespace) -> int:
@@ -110,11 +124,14 @@ def _numbers(arguments: argparse.Namespace) -> int:
 
 def _experiment(name: str) -> types.ModuleType:
     """The module of an experiment; raises ValueError if it is none."""
-    folder = Path(__file__).parent
-    names = [path.stem for path in sorted(folder.glob('*.py')) if '\nSETTINGS' in path.read_text('utf-8')]
-    if name not in names:
+    if name not in (names := _names()):
         raise ValueError(f'{name!r} is no experiment; there are {", ".join(names)}.')
     return importlib.import_module(f'experiments.{name}')
+
+
+def _names() -> list[str]:
+    paths = sorted(Path(__file__).parent.glob('*.py'))
+    return [path.stem for path in paths if '\nSETTINGS' in path.read_text('utf-8')]
 
 
 if __name__ == '__main__':

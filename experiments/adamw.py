@@ -50,8 +50,9 @@ what does compression cost the optimizer that DEF-Q has inside?
 {table}
 
 "Minus the first" is DEF-Q's loss minus the method's, so greater is better, with a 95 % interval over fresh
-seeds and the choice of both rates; "within the margin" says whether all of it lies above -0.01 nats, so
-that AdamW is not behind by that. DEF-Q is not behind by that if all of it lies below +0.01.
+seeds; "tuned again" adds the choice of both rates ([how](../README.md)); "within the margin" says whether all
+of it lies above -0.01 nats, so that AdamW is not behind by that. DEF-Q is not behind by that if all of it
+lies below +0.01.
 
 **Findings.** At decays in common use we cannot tell who is ahead; with the best of those tried it is AdamW,
 by <!-- number: adamw; transformer, 33 k; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->

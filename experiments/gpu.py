@@ -9,6 +9,7 @@ shows that everything works.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.methods import REVISION
 from experiments.paper_tables import contender, def_q, protocol
 from experiments.tuning import Setting
 
@@ -27,7 +28,7 @@ def _setting(
     methods = [
         contender('SGD', 'sgd', rates, ratio=1),
         *(contender(f'DEF, 1/{ratio}', 'def', rates, ratio=ratio) for ratio in (64, 256)),
-        *(def_q(compression, rates) for compression in (64, 256)),
+        *(def_q(compression, rates)._replace(revision=REVISION) for compression in (64, 256)),
         contender('top-k, 1/64', 'top_k', rates, ratio=64),
         contender('PowerSGD, rank 4', 'powersgd', rates, rank=4),
     ]

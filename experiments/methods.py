@@ -7,11 +7,13 @@ import optax
 
 from def_jax.baselines.methods import get_method
 from def_jax.ground.types import AxisName
-from def_jax.trainer.configuration.parts import make_optimizer
+from def_jax.trainer.configuration.parts import complete, make_optimizer
 from experiments.problems import config_of
 from experiments.spec import Spec
 
-__all__ = ['configured', 'optimizer']
+__all__ = ['REVISION', 'configured', 'decayed', 'in_few_bits', 'optimizer']
+
+REVISION = 'own chunk exact'  # of the exchange in few bits; earlier runs rounded a worker's own chunk as well
 
 
 def configured(spec: Spec) -> ml_collections.ConfigDict:
@@ -33,3 +35,13 @@ def configured(spec: Spec) -> ml_collections.ConfigDict:
 def optimizer(spec: Spec, schedule: optax.ScalarOrSchedule, axis_name: AxisName) -> Any:
     """The complete optimizer of one worker, with the communication, at a schedule of rates."""
     return make_optimizer(configured(spec), schedule, axis_name)
+
+
+def in_few_bits(spec: Spec) -> bool:
+    """Whether the messages of a run are integers of `wires.few_bits`, whose arithmetic `REVISION` names."""
+    return complete(configured(spec)).bits < 16
+
+
+def decayed(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW without its moments, for methods that communicate a direction to step along."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))

@@ -18,7 +18,9 @@ _MISSING, _NONE = '(not run)', '(no difference)'
 # Texts of a row of `pages.rows`.
 METRICS: Mapping[str, Callable[[Any], str]] = {
     'result': lambda row: row.cell.headline,
+    'bytes': lambda row: row.cell.bytes,
     'difference': lambda row: row.difference.text(2 if row.cell.setting.percent else 3),
+    'tuned again': lambda row: row.again.text(2 if row.cell.setting.percent else 3),
 }
 
 # An experiment's settings, and the rows of those that are finished.
@@ -62,6 +64,6 @@ def _value(address: str, found: Callable[[str], Found]) -> str:
         raise ValueError(f'the mark {address!r} names no method of {setting}: {"; ".join(known[setting])}.')
     for row in rows:
         if (row.cell.setting.name, row.cell.contender.title) == (setting, title):
-            has_one = row.difference is not None or metric == 'result'
-            return METRICS[metric](row) if has_one else _NONE
+            has_one = row.difference is not None or metric in ('result', 'bytes')
+            return (has_one and METRICS[metric](row)) or _NONE
     return _MISSING

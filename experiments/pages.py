@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from def_jax.tools import markdown, pictures
-from experiments import numbers, runner, statistics
+from experiments import methods, numbers, runner, statistics
 from experiments.spec import Record, Records
 from experiments.statistics import Difference
 from experiments.tuning import Cell, Setting
@@ -18,21 +18,30 @@ class Row(NamedTuple):
     """A finished method, and its difference from the first of its setting, greater is better."""
 
     cell: Cell
-    difference: Difference | None  # None for the first, and where a run diverged
-    p_value: float  # adjusted by Holm for all differences of the page
+    difference: Difference | None  # at the chosen rates; None for the first, and where a run diverged
+    again: Difference | None  # for someone who tunes again; None likewise
+    p_value: float  # of the former, adjusted by Holm for all differences of the page
 
 
 def rows(finished: Sequence[Sequence[Cell]]) -> list[Row]:
     """The rows of a page, setting by setting."""
-    pairs = [(cell, _difference(cell, cells[0])) for cells in finished for cell in cells]
-    tested = [each.p_value if each and math.isfinite(each.low) else None for _, each in pairs]  # not one seed
+    made = [(cell, *_differences(cell, cells[0])) for cells in finished for cell in cells]
+    tested = [
+        here.p_value if here and math.isfinite(here.low) else None for _, here, _ in made
+    ]  # not one seed
     adjusted = iter(statistics.holm([p for p in tested if p is not None]))
-    return [Row(*pair, 1.0 if p is None else next(adjusted)) for pair, p in zip(pairs, tested, strict=True)]
+    return [
+        Row(cell, here, again, 1.0 if p is None else next(adjusted))
+        for (cell, here, again), p in zip(made, tested, strict=True)
+    ]
 
 
-def _difference(cell: Cell, first: Cell) -> Difference | None:
-    found = None if cell is first else statistics.compared(cell.side, first.side)
-    return found if found and math.isfinite(found.mean) else None
+def _differences(cell: Cell, first: Cell) -> tuple[Difference | None, Difference | None]:
+    """At the chosen rates, and for someone who tunes again."""
+    sides = cell.side, first.side
+    if cell is first or not all(math.isfinite(side.mean) for side in sides):
+        return None, None
+    return statistics.at_chosen(*sides), statistics.tuned_again(*sides)
 
 
 def table(found: Sequence[Row]) -> str:
@@ -40,10 +49,12 @@ def table(found: Sequence[Row]) -> str:
     head = [
         'problem',
         'method',
+        'bytes',
         'rate (share in %)',
         'seeds',
         'test, at the first rate',
         'minus the first',
+        'tuned again',
         'p, Holm',
         'within the margin',
     ]
@@ -58,6 +69,7 @@ def _line(row: Row) -> Iterator[str]:
     shares = statistics.shares(cell.side.tried)
     yield setting.name
     yield cell.contender.title
+    yield cell.bytes
     yield ', '.join(
         f'{setting.rate(cell.contender, k):.3g}'
         + (' at the edge' if cell.at_the_edge(k) else '')
@@ -66,13 +78,17 @@ def _line(row: Row) -> Iterator[str]:
     )
     yield str(len(setting.seeds))
     yield cell.headline + unit * math.isfinite(cell.side.mean)
-    if row.difference is None:
-        yield from [''] * 3
-    else:
-        yield row.difference.text(digits)
-        known = math.isfinite(row.difference.low)
-        yield f'{row.p_value:.2g}' if known else ''
-        yield f'{row.difference.within(setting.margin)} ({setting.margin:g})' if known else ''
+    if row.difference is None or row.again is None:
+        yield from [''] * 4
+        return
+    here, again = (each.text(digits) for each in (row.difference, row.again))
+    yield here
+    yield again if again != here else ''  # a choice is open
+    known = math.isfinite(row.difference.low)
+    yield f'{row.p_value:.2g}' if known else ''
+    here, again = (each.within(setting.margin) for each in (row.difference, row.again))
+    verdict = here if again == here else f'{here}, tuned again {again}'
+    yield f'{verdict} ({setting.margin:g})' if known else ''
 
 
 def _absent(found: Sequence[Row]) -> str:
@@ -88,8 +104,22 @@ def _absent(found: Sequence[Row]) -> str:
     return f'\n\nWithout a row, as runs are missing: {"; ".join(absent)}.' if absent else ''
 
 
+def _earlier(found: Sequence[Row]) -> str:
+    """A paragraph where all rows in few bits are of an earlier revision, which no title says."""
+    specs = [row.cell.spec for row in found]
+    if any(spec.revision for spec in specs) or not any(map(methods.in_few_bits, specs)):
+        return ''
+    return (
+        "\n\nRows in few bits ran before a worker's own chunk stayed exact "
+        '([what that brings](../own_chunk/README.md)).'
+    )
+
+
 def draw(found: Sequence[Row], path: Path) -> None:
-    """Differences with their intervals, a panel for each setting; the margin is dashed."""
+    """Differences with their intervals, a panel for each setting; the margin is dashed.
+
+    A thin line is the interval of someone who tunes again.
+    """
     settings = list(dict.fromkeys(row.cell.setting.name for row in found if row.difference))
     columns = min(2, len(settings))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,9 +129,10 @@ def draw(found: Sequence[Row], path: Path) -> None:
         for panel, name in zip(axes.flat, settings, strict=False):
             shown = [row for row in found if row.cell.setting.name == name and row.difference][::-1]
             for height, row in enumerate(shown):
-                mean, low, high, _ = row.difference  # type: ignore[misc]
-                if math.isfinite(low):
-                    panel.plot([low, high], [height] * 2, color=pictures.COLORS['DEF'])
+                mean, *_ = row.difference  # type: ignore[misc]
+                for (_, *both, _), width in ((row.again, 0.8), (row.difference, 2.5)):  # type: ignore[misc]
+                    if math.isfinite(both[0]):
+                        panel.plot(both, [height] * 2, color=pictures.COLORS['DEF'], linewidth=width)
                 panel.plot([mean], [height], 'o', color=pictures.COLORS['DEF'])
             setting = shown[0].cell.setting
             panel.axvline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
@@ -146,7 +177,7 @@ def write_experiment(settings: Sequence[Setting], text: str, folder: Path) -> No
             f'Run `python -m experiments run {folder.name} --results={folder.parent}`.'
         )
     draw(found, folder / 'differences.png')
-    text = text.format(table=table(found) + _absent(found), origins=origins(list(records)))
+    text = text.format(table=table(found) + _absent(found) + _earlier(found), origins=origins(list(records)))
     write(folder / 'README.md', numbers.filled(text, lambda name: (settings, found)))
 
 

@@ -69,10 +69,12 @@ TRANSFORMERS = {
 }
 
 
-def text(size: str = '33k', workers: int = 8, steps: int = 1200) -> ml_collections.ConfigDict:
+def text(
+    size: str = '33k', workers: int = 8, steps: int = 1200, sequences: int = 4
+) -> ml_collections.ConfigDict:
     """A transformer on the bytes of Python's standard library; a file's path decides its split.
 
-    Each worker takes four sequences at a step.
+    Each worker takes that many sequences at a step.
     """
     config = _base(workers, steps)
     num_layers, width, num_heads, context = TRANSFORMERS[size]
@@ -86,7 +88,7 @@ def text(size: str = '33k', workers: int = 8, steps: int = 1200) -> ml_collectio
         'num_heads': num_heads,
         'context': context,
     }
-    config.batch_size = 4 * workers
+    config.batch_size = sequences * workers
     config.optimizer, config.weight_decay = 'adamw', 0.1
     config.schedule_options = {'warmup': 0.1}
     return config

@@ -55,7 +55,7 @@ steps <!-- number: rivals_cifar; CIFAR-10, 1/64; SparseLoCo 1/64, H = 4; differe
 PowerSGD <!-- number: rivals_cifar; CIFAR-10, 1/64; PowerSGD, rank 1; difference --><!-- /number -->,
 EF-signSGD with momentum
 at <!-- number: rivals_cifar; CIFAR-10, 1/64; EF-signSGD, 1/32, momentum 0.9; difference --><!-- /number -->,
-not surely (p = 0.1), and the paper's
+not surely (p), and the paper's
 DEF <!-- number: rivals_cifar; CIFAR-10, 1/64; the paper's DEF; difference --><!-- /number -->.
 Uncompressed SGD
 ends <!-- number: rivals_cifar; CIFAR-10, 1/64; SGD; difference --><!-- /number -->

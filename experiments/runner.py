@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments import lanes, trained
+from experiments import lanes, methods, trained
 from experiments.spec import Record, Records, Spec
 from experiments.tuning import Cell, Setting, cell
 
@@ -41,6 +41,12 @@ class Runner:
                 self._records.add(found)
             else:
                 missing.append(spec)
+        for spec in {spec.group: spec for spec in missing}.values():
+            if spec.revision != (wanted := methods.REVISION * methods.in_few_bits(spec)):
+                raise ValueError(
+                    f'{spec} would be of revision {wanted!r}: its own runs were made before. Set '
+                    'revision=methods.REVISION for messages in few bits, and none for others.'
+                )
         for _, group in itertools.groupby(missing, key=lambda spec: spec.group):
             for record in self._run(list(group), self._origin):
                 self._records.add(record)

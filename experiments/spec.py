@@ -30,6 +30,8 @@ class Spec:
         rate: the peak learning rate.
         seed: of the initial parameters, the batches and the blocks.
         evaluate_on: 'validation' for a run that chooses anything, 'test' for one that is reported.
+        revision: a change of the library's arithmetic that the run has and earlier ones of the same options
+            lack, such as `methods.REVISION`; empty for those, and where it changes nothing.
 
     Mappings are compared by content, whatever the order of their keys.
     """
@@ -41,6 +43,7 @@ class Spec:
     where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     evaluate_on: Literal['validation', 'test'] = 'test'
+    revision: str = ''
 
     @property
     def key(self) -> str:

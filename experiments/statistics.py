@@ -1,12 +1,17 @@
 """How certain a difference is, when the rates were chosen by chance as well.
 
 A side of a comparison is a method: its losses on held-out data by rate and tuning seed, and its results with
-fresh seeds at every rate that tuning would choose in 5 % of the cases or more. Its mean weighs these rates by
-how often they would be chosen. The interval of a difference has two levels: the choice of both rates, by a
-bootstrap over the tuning seeds, and the fresh seeds, by Student's t given the choice, so that three seeds do
-not seem to be many. Runs of one seed share initial parameters and batches whatever the method, so fresh seeds
-are paired from `PAIRED` on; fewer leave the deviation of the differences to chance, and Welch's interval,
-with more degrees of freedom, takes its place.
+fresh seeds at every rate that tuning would choose in 5 % of the cases or more.
+
+Two questions have an interval each, of Student's t over the fresh seeds, so that three do not seem to be
+many. `at_chosen` estimates the difference at the two rates that were chosen. `tuned_again` predicts what
+someone who tunes again would get: its mean weighs the rates by how often they would be chosen, and its
+interval holds the choice of both as well, by a bootstrap over the tuning seeds. The second is wider, and more
+seeds do not make it narrow.
+
+Runs of one seed share initial parameters and batches whatever the method, so fresh seeds are paired from
+`PAIRED` on; fewer leave the deviation of the differences to chance, and Welch's interval, with more degrees
+of freedom, takes its place.
 """
 
 import math
@@ -21,12 +26,13 @@ __all__ = [
     'PAIRED',
     'Difference',
     'Side',
-    'compared',
+    'at_chosen',
     'holm',
     'likely',
     'mean_std',
     'shares',
     'student',
+    'tuned_again',
 ]
 
 LIKELY = 0.05  # a rate that is chosen in this share of the cases gets fresh seeds
@@ -48,6 +54,12 @@ class Side(NamedTuple):
         found = shares(self.tried)
         total = sum(found[k] for k in self.fresh)
         return {k: found[k] / total for k in self.fresh}
+
+    @property
+    def chosen(self) -> int:
+        """The rate that counts most."""
+        weights = self.weights
+        return max(weights, key=lambda k: weights[k])
 
     @property
     def mean(self) -> float:
@@ -74,15 +86,25 @@ class Difference(NamedTuple):
         return 'yes' if self.low > -margin else 'no' if self.high < -margin else 'open'
 
 
-def compared(ours: Side, theirs: Side) -> Difference:
-    """The difference of two methods, ours minus theirs.
+def at_chosen(ours: Side, theirs: Side) -> Difference:
+    """The difference of two methods at the rates that were chosen, ours minus theirs.
 
     >>> certain = {0: np.array([1.0, 1.0]), 1: np.array([2.0, 2.0])}
     >>> a, b = (Side(certain, {0: np.array(values)}) for values in ([3, 2, 4, 3, 2], [1, 1, 2, 2, 1]))
-    >>> compared(a, b).text()
+    >>> at_chosen(a, b).text()
     '+1.40 [+0.72, +2.08]'
     """
-    mean, parts = ours.mean - theirs.mean, _parts(ours, theirs)
+    part = student(ours.fresh[ours.chosen], theirs.fresh[theirs.chosen])
+    return _difference(part[0], [(1.0, *part)])
+
+
+def tuned_again(ours: Side, theirs: Side) -> Difference:
+    """The difference of two methods whose rates someone tunes again, ours minus theirs."""
+    return _difference(ours.mean - theirs.mean, _parts(ours, theirs))
+
+
+def _difference(mean: float, parts: Sequence[tuple[float, float, float, float]]) -> Difference:
+    """A mean, with the interval of a mixture of Student's distributions, see `_parts`."""
     if not math.isfinite(mean) or any(freedom < 1 for _, _, _, freedom in parts):
         return Difference(mean, -math.inf, math.inf, 1.0)
 

@@ -56,7 +56,7 @@ on CIFAR-10, stand in the last column; here a small VGG trains on digits, so onl
 {table}
 
 A rate's share is how often tuning would choose it. "Minus the first" is the difference from SGD in points,
-with a 95 % interval over fresh seeds and the choice of both rates.
+with a 95 % interval over fresh seeds; "tuned again" adds the choice of both rates ([how](../README.md)).
 
 **DEF-Q**, planned later, in two bits,
 ends <!-- number: table1; digits, DEF-Q; DEF-Q, 1/64, 2 bits; difference --><!-- /number -->

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from def_jax.baselines.methods import get_method
-from experiments import problems, statistics
+from experiments import problems, statistics, wire
 from experiments.spec import Record, Spec
 from experiments.statistics import Side
 
@@ -35,6 +35,7 @@ class Contender(NamedTuple):
     rates: Sequence[float] = ()  # candidates in place of a grid, where a paper's protocol is repeated
     point: str = ''  # where it is evaluated; its method's answer if empty
     paper: str = ''  # the paper's number
+    revision: str = ''  # of its runs, see `spec.Spec`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Setting:
             {**self.where, **(self.tuning_where if tunes else {})},
             dict(contender.options),
             'validation' if tunes else 'test',
+            contender.revision,
         )
 
 
@@ -113,13 +115,23 @@ class Cell(NamedTuple):
         return len(self.side.tried) > 1 and k in (min(self.side.tried), max(self.side.tried))
 
     @property
+    def spec(self) -> Spec:
+        """One of the runs that are reported."""
+        return self.setting.spec(self.contender, self.side.chosen, self.setting.seeds[0])
+
+    @property
+    def bytes(self) -> str:
+        """What its programs send of a float32 all-reduce, e.g. '1/62.4'; empty if that is not on file."""
+        found = wire.known(self.spec)
+        return '' if found is None else '1' if found == 1 else f'1/{found:.3g}'
+
+    @property
     def headline(self) -> str:
-        """Mean and deviation at the likeliest rate; or that a fresh run diverges."""
+        """Mean and deviation at the chosen rate; or that a fresh run diverges."""
         if not math.isfinite(self.side.mean):
             return 'diverges'
-        weights = self.side.weights
-        k = max(weights, key=lambda k: weights[k])
-        return statistics.mean_std(np.abs(self.side.fresh[k]), 2 if self.setting.percent else 3)
+        found = np.abs(self.side.fresh[self.side.chosen])
+        return statistics.mean_std(found, 2 if self.setting.percent else 3)
 
 
 def cell(setting: Setting, contender: Contender, get: Get) -> Cell:

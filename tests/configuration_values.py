@@ -28,6 +28,7 @@ AVERAGE = 'trainer.configuration.factories_to_find:average'
 USED_BY = {
     'rank': {'method': 'powersgd'},
     'chunk': {'method': 'demo'},
+    'error_decay': {'method': 'sparse_loco'},
     'freeze_after': {'method': 'onebit_adam'},
     'outer_options': {'outer': 'sgd'},
     'method_options': {'method': AVERAGE},
@@ -35,7 +36,7 @@ USED_BY = {
 FLAG = [1, 0, None, 'True']
 REFUSED = {
     **each(
-        'every chunk freeze_after num_workers workers_per_device shards_per_worker min_workers '
+        'every chunk freeze_after num_workers inside workers_per_device shards_per_worker min_workers '
         'batch_size accumulate num_epochs eval_every_epochs log_every_steps keep_checkpoints',
         COUNT_FROM_1,
     ),
@@ -57,7 +58,7 @@ REFUSED = {
     **each('order allocation', [0, 'shuffle', 'equal']),
     'detach': ['0.3', 'half', False, -0.1, 1.1, NAN],
     'bits': [3, 0, -8, 64, 'int8'],
-    'decay': ['1', None, False, -0.1, 1.1, NAN],
+    **each('decay error_decay', ['1', None, False, -0.1, 1.1, NAN]),
     'dataset': [10, None, 'cifar'],
     'data_dir': [None, 3, True],
     'model': [16, None, 'vgg'],
@@ -91,7 +92,7 @@ ACCEPTED = {name: [key.default] for name, key in KEYS.items()} | {
     'detach': [None, 0, 0.0, 0.3, 1, 'auto'],
     'bits': [None, 1, 2, 4, 8, 16, 32],
     'decay': [0, 0.95, 1],
-    **each('num_workers workers_per_device shards_per_worker', [1, 2, 8]),
+    **each('num_workers workers_per_device shards_per_worker inside', [1, 2, 8]),
     'dataset': ['digits', 'cifar10', 'fractions:Fraction'],
     'model': ['vgg16', 'vgg_digits', 'fractions:Fraction'],
     'model_options': [{}, {'dtype': 'bfloat16'}],
@@ -101,7 +102,7 @@ ACCEPTED = {name: [key.default] for name, key in KEYS.items()} | {
     'schedule': ['drops', 'cosine', 'wsd'],
     'learning_rate_drops': [(), (0.5,), [0.1, 0.2, 0.3]],
     'outer_options': [{'learning_rate': 0.7}],
-    'optimizer': ['sgd', 'adamw', 'lion', 'muon', 'optax:adamw'],
+    'optimizer': ['sgd', 'adamw', 'lion', 'muon'],
     'optimizer_options': [{}, {'nesterov': True}],
     **each('momentum weight_decay', [0, 0.0, 0.99]),
     'seed': [0, 2**32 - 1],

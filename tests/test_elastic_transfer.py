@@ -5,6 +5,7 @@ import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,9 @@ def test_who_comes_after_the_last_step_has_nothing_to_join(live_devices):
 
     with pytest.raises(ValueError, match='EF21 cannot lose a worker'):
         made(optax.chain(def_jax.ef21(def_jax.random_block(2), 'workers'), optax.sgd(0.1)))
+    noise = optax.add_noise(0.1, 0.5, key=0)
+    with pytest.raises(ValueError, match=r'opt_state.inner.rng_key is a typed PRNG key, .* cannot exchange'):
+        made(def_jax.error_feedback(def_jax.random_block(2), 'workers', inner=noise))
     with pytest.raises(elastic.TooFewError, match='1 workers after step 0, fewer than 2 for 0 s'):
         made(min_workers=2, patience=0).run(None, None)
     with pytest.raises(ValueError, match='workers=9 of shards=9 need 81 devices, but a process has'):
@@ -198,6 +202,24 @@ def test_processes_that_start_together_are_refused_unless_their_versions_agree(p
         return str(error.value)
 
     (said,) = set(processes(checked, '1', '2', '1', '2'))
-    assert said.startswith('process 0 has JAX 1, but process 1 has JAX 2; process 3 has JAX 2. Install the')
+    one = 'process 1 has JAX 2, but process 0 JAX 1; process 3 has JAX 2, but process 0 JAX 1'
+    assert said == f'{one}. Give all the same versions and settings of JAX.'
     processes.told.clear()
     assert processes(lambda index: service.check_versions(), '1', '1') == [None] * 2
+
+
+@pytest.mark.parametrize(
+    ('setting', 'value'),
+    [('enable_x64', True), ('threefry_partitionable', False), ('default_prng_impl', 'rbg')],
+)
+def test_settings_of_jax_that_change_what_is_drawn_or_sent_count_as_versions(setting, value):
+    usual, before = service.versions(), getattr(jax.config, f'jax_{setting}')
+    assert usual.startswith(f'def_jax {def_jax.__version__}, JAX {jax.__version__}, jaxlib ')
+    for package in ('flax', 'optax', 'numpy'):
+        assert f', {package} {metadata.version(package)}, ' in usual
+    jax.config.update(f'jax_{setting}', value)
+    try:
+        differs = service.differing(usual, service.versions())
+    finally:
+        jax.config.update(f'jax_{setting}', before)
+    assert differs == (f'jax_{setting} {before}', f'jax_{setting} {value}')

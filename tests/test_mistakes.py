@@ -75,6 +75,26 @@ MISTAKES = [
         def_jax.error_feedback(BLOCK, None, inner=def_jax.def_sgd(0.1, 16, None)).init,
         PARAMS,
     ),
+    *(  # what emits zeros between its steps sends at every one of them
+        (
+            rf'inner= holds optax\.{name}, .* by accumulate=',
+            def_jax.error_feedback(BLOCK, None, inner=inner).init,
+            PARAMS,
+        )
+        for name, inner in (
+            ('MultiSteps', optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation()),
+            ('apply_every', optax.chain(optax.apply_every(4), optax.sgd(0.1))),
+        )
+    ),
+    *(
+        (
+            r'before def_jax\.error_feedback, optax\.apply_every, .* by accumulate=',
+            POINTS[0],
+            PARAMS,
+            optax.chain(optax.apply_every(4), link).init(PARAMS),
+        )
+        for link in (WRAPPER, FEEDBACK)
+    ),
     *(
         (words, functools.partial(def_jax.error_feedback, BLOCK, None, **options))
         for words, options in (

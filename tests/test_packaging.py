@@ -17,7 +17,7 @@ from def_jax.trainer.launch.exits import ExitCode
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-REQUIREMENTS = (ROOT / 'requirements.txt').read_text()
+CONSTRAINTS = (ROOT / 'constraints.txt').read_text().splitlines()
 
 # Programs in an environment without the packages of the extra `training`.
 BARE = """
@@ -69,7 +69,8 @@ def test_programs_name_the_extra_that_they_need(tmp_path):
 def test_what_the_package_and_the_examples_import_is_what_it_requires():
     imported = distributions(ROOT / 'def_jax')
     assert imported - {'numpy'} <= DECLARED  # JAX requires NumPy
-    assert DECLARED - imported <= {'tensorflow-cpu', 'importlib-resources'}  # TFDS needs the latter
+    # TFDS needs the second; of the third a file is read.
+    assert DECLARED - imported <= {'tensorflow-cpu', 'importlib-resources', 'scikit-learn'}
     # Two examples are about these, as their docstrings say.
     assert distributions(ROOT / 'examples') <= DECLARED | {'numpy', 'keras', 'equinox'}
 
@@ -91,10 +92,22 @@ def test_the_newest_release_of_the_changelog_is_this_version():
 
 
 def test_ruff_is_pinned_once():
-    required = re.search(r'^ruff==(\S+)$', REQUIREMENTS, re.MULTILINE)[1]
+    (required,) = re.findall(
+        r'^ruff==(\S+)$', '\n'.join(PROJECT['optional-dependencies']['lint']), re.MULTILINE
+    )
+    assert f'ruff=={required}' in CONSTRAINTS
     hooks = (ROOT / '.pre-commit-config.yaml').read_text()
     assert re.findall(r'ruff-pre-commit\n\s+rev: v(\S+)', hooks) == [required]
-    assert metadata.version('ruff') == required
+
+
+def test_the_versions_that_passed_are_names_and_versions_of_all_that_is_required():
+    pinned = re.compile(r"[a-z0-9-]+==[\w.]+(; python_version (<|>=) '3\.\d+')?")
+    assert all(pinned.fullmatch(line) for line in CONSTRAINTS)
+    required = {
+        re.match(r'[\w-]+', line)[0] for extra in PROJECT['optional-dependencies'].values() for line in extra
+    }
+    names = {line.partition('==')[0] for line in CONSTRAINTS}
+    assert {name.lower().replace('_', '-') for name in required} <= names | {'jax'}
 
 
 def test_help_lists_the_exit_codes():

@@ -172,6 +172,32 @@ def test_a_program_of_several_steps_is_checked_by_their_number():
         def_jax.check(program, optimizer, PARAMS, steps=0)
 
 
+TRAINED, FROZEN = {'w': True, 'b': False}, {'w': False, 'b': True}
+ROLES = {'w': 'trained', 'b': 'other'}
+MEAN = optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1))
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'place'),
+    [
+        (optax.masked(wrapper(), TRAINED), r"updates\['b'\]"),
+        (optax.chain(optax.masked(wrapper(), TRAINED), optax.ema(0.9)), r"updates\['b'\]"),
+        (optax.contrib.mechanize(wrapper()), 'updates'),
+        (optax.chain(optax.masked(wrapper(), TRAINED), optax.masked(optax.set_to_zero(), FROZEN)), None),
+        (optax.multi_transform({'trained': wrapper(), 'other': optax.set_to_zero()}, ROLES), None),
+        (optax.multi_transform({'trained': wrapper(bits=2, overlap=True), 'other': MEAN}, ROLES), None),
+    ],
+)
+def test_what_reaches_x_without_an_exchange_is_found(optimizer, place):
+    """`optax.masked` passes on the gradients of the leaves that it masks."""
+    silent = compiled(lambda x: x, DATA)
+    if place is None:
+        assert def_jax.check(silent, optimizer, PARAMS) == []
+    else:
+        with pytest.raises(ValueError, match=rf'^{place}.* would differ between workers: .*multi_transform'):
+            def_jax.check(silent, optimizer, PARAMS)
+
+
 def test_residuals_that_agree_by_chance_as_those_of_signs_do_are_no_averages_if_moments_differ():
     def run(own):
         state = wrapper().init(PARAMS)

@@ -45,6 +45,21 @@ def test_cser_sends_twice_in_some_steps():
     assert sent(link) == ((Message('all-reduce', 4 * 132),), (((), (Message('all-reduce', 4 * 528),)),))
 
 
+@pytest.mark.parametrize(
+    ('operation', 'passed'),  # of 120 bytes by each of 4 workers, worked out link by link
+    [
+        ('all-reduce', 2 * 3 * 30),
+        ('reduce-scatter', 3 * 30),
+        ('all-to-all', 3 * 30),
+        ('all-gather', 3 * 120),
+        ('collective-permute', 120),
+    ],
+)
+def test_what_passes_over_a_link_of_a_ring(operation, passed):
+    whole = Message('all-reduce', 120)
+    assert Message(operation, 120).as_all_reduce(4) / whole.as_all_reduce(4) == pytest.approx(passed / 180)
+
+
 def test_nothing_is_sent_without_an_axis():
     assert sent(baselines.powersgd(16, None), None) == ((), ())
 

@@ -179,7 +179,7 @@ def shards(state):
 
 def gathered(state):
     """The state of a `RecordedRun` on the host: [K, ...] where workers differ, else one copy."""
-    own = ('inner', 'residual', 'batch_stats')
+    own = ('inner', 'residual', 'worker', 'left_out', 'batch_stats')
 
     def one(path, parts):
         differs = any(getattr(entry, 'name', None) in own for entry in path)

@@ -1,6 +1,7 @@
 """CSER: every step sends a part of the updates, every H steps a part of what has accumulated since."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from def_jax.baselines.base import plus
@@ -70,7 +71,7 @@ def cser(
         key = jax.random.key_data(jax.random.fold_in(typed_key(state.key), 1))
         selection = update_compressor(key, state.step, updates)
         message = selection.take(updates)
-        rest = selection.replace(updates, 0 * message)
+        rest = selection.replace(updates, jnp.zeros_like(message))  # not 0 · message: NaN would stay
         reset, state = resets.update(rest, state)
         return plus(selection, reset, pmean(message, axis_name)), state
 

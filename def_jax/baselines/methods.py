@@ -228,7 +228,7 @@ def _check_unused(given: Mapping[str, Any], reason: str) -> None:
 
 _PRESET = _defaults(def_sgd)
 
-# The outer optimizer of DiLoCo (Douillard et al., 2023, Section 3.1).
+# The published outer optimizer of DiLoCo (Douillard et al., 2023, Section 3.1), unless another is given.
 _OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
 
 METHODS: dict[str, Method] = {
@@ -247,9 +247,9 @@ METHODS: dict[str, Method] = {
     'ef21': Method('EF21', 'x', kind='ef21', link=ef21, opens_dense=1),
     'sgd_ia': Method('SGD-IA', 'x', detach=1.0, single_worker=True),
     'local_sgd': Method('Local SGD', 'y', detach=1.0, sends={'ratio': 1}),
-    'diloco': Method('DiLoCo', 'x', detach=1.0, sends={'ratio': 1}, fixes={'outer': _OUTER}),
+    'diloco': Method('DiLoCo', 'x', detach=1.0, sends={'ratio': 1}, defaults={'outer': _OUTER}),
     'streaming_diloco': Method(
-        'Streaming DiLoCo', 'x', detach=1.0, sends={'order': 'cyclic'}, fixes={'outer': _OUTER}
+        'Streaming DiLoCo', 'x', detach=1.0, sends={'order': 'cyclic'}, defaults={'outer': _OUTER}
     ),
     'sparta': Method('SPARTA', 'y', detach=1.0, blocks=random_k),
     'random_replicator': Method('random replicator', 'x', detach=0.0, fixes={'decay': 0.999}),
@@ -261,7 +261,12 @@ METHODS: dict[str, Method] = {
     'onebit_adam': Method(
         '1-bit Adam', 'x', 'baseline', link=onebit_adam, takes=('freeze_after',), opens_dense='freeze_after'
     ),
-    'sparse_loco': Method('SparseLoCo', 'x', detach=1.0, link=sparse_loco, takes=('ratio', 'every', 'chunk')),
+    'sparse_loco': Method(
+        *('SparseLoCo', 'x'),
+        detach=1.0,
+        link=sparse_loco,
+        takes=('ratio', 'every', 'chunk', 'error_decay'),
+    ),
     'ef21_sgdm': Method('EF21-SGDM', 'x', kind='ef21', link=ef21_sgdm, opens_dense=1),
 }
 

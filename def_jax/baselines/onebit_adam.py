@@ -86,8 +86,8 @@ def onebit_adam(
             mean = pmean(grads, axis_name)
             mu = optax.tree.update_moment(mean, state.mu, b1, 1)
             nu = optax.tree.update_moment(mean, state.nu, b2, 2)
-            # Adding 0·g marks the residual as varying over workers, like the other branch.
-            return mu, nu, jax.tree.map(lambda r, g: r + 0 * g, state.residual, grads)
+            # Adding g's zeros marks the residual as varying over workers, like the other branch.
+            return mu, nu, optax.tree.add(state.residual, optax.tree.zeros_like(grads))
 
         def compressed():
             own = jax.tree.map(lambda m, g, r: b1 * m + (1 - b1) * g + r, state.mu, grads, state.residual)
@@ -97,7 +97,7 @@ def onebit_adam(
         mu, nu, residual = lax.cond(state.step < freeze_after, dense, compressed)
         # A sign has the magnitude of its tensor even where there has been no gradient, as at a pixel that is
         # always black. The authors' code has a mask for such parameters; they stay where they are.
-        update = jax.tree.map(lambda m, v: jnp.where(v > 0, m / (jnp.sqrt(v) + eps), 0), mu, nu)
+        update = jax.tree.map(lambda m, v: jnp.where(v == 0, 0, m / (jnp.sqrt(v) + eps)), mu, nu)
         return update, OneBitAdamState(state.step + 1, mu, nu, residual)
 
     return link(init, step, axis_name, OneBitAdamState)

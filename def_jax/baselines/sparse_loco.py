@@ -23,6 +23,7 @@ from def_jax.compressors import identity
 from def_jax.error_feedback import ErrorFeedbackState, error_feedback, wrapped
 from def_jax.ground.arguments import check_integer, check_number, check_ratio
 from def_jax.ground.types import AxisName
+from def_jax.options.skipping import all_finite
 from def_jax.state.link import float32_updates
 from def_jax.wires.layouts import Layout
 
@@ -113,7 +114,7 @@ def sparse_loco(
 
         def send(moved, error):
             update, error = messages.update(moved, error)
-            return update, jax.tree.map(lambda x: 0 * x, moved), error  # which still vary over workers
+            return update, optax.tree.zeros_like(moved), error  # which still vary over workers
 
         def wait(moved, error):
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), moved), moved, error
@@ -185,13 +186,13 @@ def _encoded(
 
 
 def _quantised(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Codes [n] of values [n], and the mean of the values of each code, float32 [4]."""
+    """Codes [n] of values [n], and the mean of the values of each code, float32 [4]: NaN if a value is."""
     n = max(1, values.size)
     centred = values - values.sum() / n
     scale = _RANGE / _LEVELS * jnp.sqrt(jnp.sum(centred**2) / max(1, n - 1))
     # The levels are not symmetric, and the paper's Δ has the opposite sign of the updates.
     codes = jnp.clip(jnp.round(-centred / jnp.where(scale > 0, scale, 1)) + _LEVELS // 2, 0, _LEVELS - 1)
     taken = codes[:, None] == jnp.arange(_LEVELS, dtype=codes.dtype)[None]
-    return codes, jnp.sum(jnp.where(taken, values[:, None], 0), 0) / jnp.maximum(
-        1, taken.sum(0, dtype=values.dtype)
-    )
+    totals = jnp.sum(jnp.where(taken, values[:, None], 0), 0)
+    means = totals / jnp.maximum(1, taken.sum(0, dtype=values.dtype))
+    return codes, jnp.where(all_finite(values), means, jnp.nan)  # NaN is of no code, and all must see it

@@ -7,10 +7,9 @@ import random
 import socket
 
 import jax
-from jax._src import xla_bridge  # neither gloo's address nor the service's client has a public name
-from jax._src.distributed import global_state
-from jax._src.lib import _jax
 from jax.extend.backend import register_backend_factory
+
+from def_jax.elastic.private import gloo_client
 
 __all__ = ['free_address', 'gloo_listens_on', 'listening_address', 'own_address', 'split']
 
@@ -76,12 +75,7 @@ def own_address(address: str) -> str | None:
 def gloo_listens_on(host: str | None) -> None:
     """Has CPUs communicate through gloo, at one of this machine's addresses; by default that of its name."""
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-
-    def client():
-        collectives = _jax.make_gloo_tcp_collectives(distributed_client=global_state.client, hostname=host)
-        return xla_bridge.make_cpu_client(collectives=collectives)
-
-    if host is not None:
+    if host is not None and (client := gloo_client(host)) is not None:
         register_backend_factory('cpu', client, priority=0, fail_quietly=False)
 
 

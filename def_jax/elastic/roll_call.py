@@ -1,7 +1,7 @@
 """What processes tell each other before they exchange arrays, and the proof that each knows the secret.
 
 Everything here travels through the coordination service's key-value store, so a process that runs something
-else, or that nobody invited, never enters a collective with the others.
+else, or that nobody invited, is given no state. The connections of the collectives themselves prove nothing.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from def_jax.elastic.group import Group
-from def_jax.elastic.service import ask, retract, tell, versions
+from def_jax.elastic.service import ask, differing, retract, tell, versions
 from def_jax.ground.types import PyTree
 
 __all__ = ['SECRET', 'Answers', 'Call', 'RollCall', 'identity_of', 'replica_sums']
@@ -158,9 +158,11 @@ def _refused(calls: dict[int, Call], others: dict[int, str], strangers: set[int]
     if strangers:
         return dict.fromkeys({me} if 0 in strangers else strangers, f'secret ({SECRET})')
     if 0 in others:
-        return {me: f'version ({versions()}, not {others[0]})'}
+        return {me: 'version ({}, not {})'.format(*differing(versions(), others[0]))}
     if others:
-        return {process: f'version ({other}, not {versions()})' for process, other in others.items()}
+        mine = versions()
+        pairs = {process: differing(other, mine) for process, other in others.items()}
+        return {process: 'version ({}, not {})'.format(*pair) for process, pair in pairs.items()}
     theirs = calls[Answers(calls, {}).leader].identity
     refused = {}
     for process, call in calls.items():

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 import def_jax
+from def_jax.elastic import private
 from def_jax.elastic.network import gloo_listens_on, listening_address, own_address
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     'TooFewError',
     'ask',
     'check_versions',
+    'differing',
     'end',
     'failed',
     'has_ended',
@@ -37,8 +38,9 @@ __all__ = [
 LAUNCHED = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `def_jax.launch`
 _ENDED = 'def_jax/ended'
 _VERSIONS = 'def_jax/versions'
+_SETTINGS = 'enable_x64', 'default_prng_impl', 'threefry_partitionable'
 _ANSWER_SECONDS = 30  # within which those who meet tell what others ask; they place their arrays before
-_state: Any = global_state  # the service's client has neither a public name nor a type
+_state: Any = private.coordination()
 _SPARE = 8  # sets of CPU devices of a process: gloo's communicators are kept by the devices, for good
 
 
@@ -75,7 +77,7 @@ def initialize(
 
     Nothing on these connections is authenticated or encrypted, so they need a network that can be trusted.
     Process 0 listens at `address`, and gloo at the address from which a process reaches it: with 127.0.0.1,
-    no other machine can connect.
+    no other machine can connect, but every user of this one.
 
     Args:
         address: host:port of process 0; like the next two, set by `python -m def_jax.launch` by default.
@@ -86,8 +88,12 @@ def initialize(
         cpu: train on CPUs, with gloo.
 
     Raises:
-        ValueError: if there is no address, neither here nor from the launcher.
+        ValueError: if there is no address, neither here nor from the launcher; or with a JAX whose
+            coordination service def_jax does not know.
     """
+    if _state is None:
+        what = f'JAX {jax.__version__} has no coordination service that def_jax {def_jax.__version__} knows'
+        raise ValueError(f'{what}. Use an earlier JAX for elastic runs.')
     if cpu:
         os.environ['XLA_FLAGS'] = _xla_flags(os.environ.get('XLA_FLAGS', ''), heartbeat_seconds)
         jax.config.update('jax_platforms', 'cpu')
@@ -200,22 +206,41 @@ def retract(key: str) -> None:
 
 
 def versions() -> str:
-    """What must be the same in all processes, for each compiles its own program of what all compute."""
-    return f'def_jax {def_jax.__version__}, JAX {jax.__version__}, jaxlib {metadata.version("jaxlib")}'
+    """What must be the same in all processes, for each compiles its own program of what all compute.
+
+    With other settings of JAX, they would draw other parameters or exchange other types.
+    """
+    packages = {'def_jax': def_jax.__version__, 'JAX': jax.__version__}
+    for name in ('jaxlib', 'flax', 'optax', 'numpy'):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # flax is an extra
+            packages[name] = metadata.version(name)
+    settings = {f'jax_{name}': getattr(jax.config, f'jax_{name}', None) for name in _SETTINGS}
+    return ', '.join(f'{name} {value}' for name, value in (packages | settings).items())
+
+
+def differing(one: str, other: str) -> tuple[str, str]:
+    """What of two processes' versions is not the same.
+
+    >>> differing('JAX 1, numpy 2, jax_enable_x64 False', 'JAX 1, numpy 2, jax_enable_x64 True')
+    ('jax_enable_x64 False', 'jax_enable_x64 True')
+    """
+    parts, others = one.split(', '), other.split(', ')
+    return ', '.join(p for p in parts if p not in others), ', '.join(p for p in others if p not in parts)
 
 
 def check_versions() -> None:
     """For processes that all start together: raises RefusedError in all unless their versions agree.
 
-    It asks before anything is computed, through the coordination service alone.
+    It asks before anything is computed, through the coordination service alone: nobody, if that is unknown.
     """
+    if _state is None:
+        return
     me, count = _state.process_id, _state.num_processes
     tell(f'{_VERSIONS}/{me}', versions())
     if me == 0:
         found = [ask(f'{_VERSIONS}/{process}') for process in range(count)]
         tell(_VERSIONS, json.dumps(found))
     first, *others = json.loads(ask(_VERSIONS))
-    if differ := [f'process {i} has {other}' for i, other in enumerate(others, 1) if other != first]:
-        raise RefusedError(
-            f'process 0 has {first}, but {"; ".join(differ[:3])}. Install the same versions for all.'
-        )
+    pairs = {process: differing(first, other) for process, other in enumerate(others, 1) if other != first}
+    if differ := [f'process {i} has {other}, but process 0 {first}' for i, (first, other) in pairs.items()]:
+        raise RefusedError(f'{"; ".join(differ[:3])}. Give all the same versions and settings of JAX.')

@@ -29,7 +29,8 @@ from def_jax.elastic.service import (
     meeting,
 )
 from def_jax.error_feedback import ErrorFeedbackState
-from def_jax.ground.arguments import check_integer
+from def_jax.ground.arguments import check_integer, named_leaves
+from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
 from def_jax.sharding import Spmd, spmd
 from def_jax.state.ownership import abstract_state, link_states, own_leaves, state_specs
@@ -71,7 +72,8 @@ class Team:
         identity: text that all processes must have in common, such as the configuration and the data's
             checksum. Versions, shapes and dtypes are compared without it.
         secret: what a process must know to be given the state; None for the environment variable
-            DEF_JAX_SECRET. It keeps strangers out, but nothing is encrypted.
+            DEF_JAX_SECRET. It does not cover the arrays on their way, which who reaches the connections can
+            read and change.
         note: called with a line about each death and each return.
 
     Raises:
@@ -97,8 +99,14 @@ class Team:
     ):
         for name, value in dict(workers=workers, shards=shards, min_workers=min_workers).items():
             check_integer(name, value, 1, 'of a team')
-        if any(getattr(link, 'needs_all', False) for link in link_states(abstract_state(optimizer, params))):
+        state = abstract_state(optimizer, params)
+        if any(getattr(link, 'needs_all', False) for link in link_states(state)):
             raise ValueError('EF21 cannot lose a worker: its share would stay in the mean for good.')
+        if typed := [path for path, x in named_leaves(state) if is_typed(x)]:
+            raise ValueError(
+                f'opt_state{typed[0]} is a typed PRNG key, as of optax.add_noise, which elastic processes '
+                'cannot exchange. Keep its jax.random.key_data in the state, and wrap it where it is used.'
+            )
         self.step = step
         self.changes: list[tuple[int, int]] = []  # (step, workers from there on)
         self._optimizer, self._axis, self._shards = optimizer, axis_name, shards

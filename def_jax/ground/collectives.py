@@ -34,6 +34,8 @@ def group_of(axes: AxisName | Group) -> Group:
 def divided(axis_name: AxisName, inside: AxisName | int) -> tuple[Group, Group]:
     """The devices at one place in all workers, and those of a worker, see `inside` of `error_feedback`."""
     across = group_of(axis_name)
+    if inside == 1:
+        return across, Group(())
     if not isinstance(inside, int):
         return across, group_of(inside)
     size, places = num_workers(axis_name), range(inside)
@@ -69,7 +71,7 @@ def pmax(tree: PyTree, axes: AxisName | Group) -> PyTree:
 
 def _is_alone(group: Group, tree: PyTree) -> bool:
     """Whether there is one worker: XLA's partitioner cannot reduce over one of several devices."""
-    return num_workers(group) == 1 and not varying_axes(tree)
+    return not group.names or (num_workers(group) == 1 and not varying_axes(tree))
 
 
 def all_gather(x: jax.Array, axes: AxisName | Group) -> jax.Array:

@@ -29,6 +29,11 @@ def typed_key(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(key, impl=_GENERATOR)
 
 
+def is_typed(x: Any) -> bool:
+    """Whether x is an array of typed keys, as of `jax.random.key`, which NumPy can't hold."""
+    return hasattr(x, 'dtype') and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def fold(key: Key, path: Sequence[Any]) -> Key:
     """Keys: all of `path`, uint32, folded into the key one after the other, broadcast."""
     shape = jnp.broadcast_shapes(*map(jnp.shape, [*key, *path]))  # users may have forbidden to promote ranks

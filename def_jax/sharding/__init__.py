@@ -21,7 +21,7 @@ from def_jax.ground.arguments import check_extra_arguments, check_integer
 from def_jax.ground.barriers import in_memory
 from def_jax.ground.collectives import Group, check_axis_name
 from def_jax.ground.types import PyTree
-from def_jax.sharding import at_points, drift
+from def_jax.sharding import at_points
 from def_jax.sharding.accumulation import accumulated
 from def_jax.sharding.worker_mesh import WorkerMesh, check_mesh
 from def_jax.state import ownership
@@ -29,7 +29,7 @@ from def_jax.state.link import Shards, check_like, sharded
 from def_jax.state.ownership import link_states, own_leaves
 from def_jax.state.regrouping import num_stacked, regroup
 from def_jax.state.specs import check_divisible, tree_of_specs, with_specs
-from def_jax.traffic import traffic_of
+from def_jax.traffic import drift, traffic_of
 from def_jax.traffic.crossing import Limits, check_crossing, check_shards
 from def_jax.traffic.hlo import Collective
 

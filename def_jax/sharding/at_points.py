@@ -15,6 +15,7 @@ from jax import NamedSharding, P, lax
 
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
 from def_jax.ground.arguments import check_choice, named_leaves
+from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
 from def_jax.sharding.worker_mesh import WorkerMesh
 from def_jax.state.link import check_floating
@@ -100,7 +101,7 @@ def run(
 
 def _folded(key: jax.Array, number: jax.Array) -> jax.Array:
     """A worker's key; of an array of keys, such as those of stacked layers, each."""
-    signature = '()->()' if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else '(n)->(n)'
+    signature = '()->()' if is_typed(key) else '(n)->(n)'
     return jnp.vectorize(jax.random.fold_in, excluded=(1,), signature=signature)(key, number)
 
 

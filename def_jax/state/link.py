@@ -92,15 +92,15 @@ class Shards(NamedTuple):
 
     def all(self, flag: jax.Array) -> jax.Array:
         """Whether a condition, bool [], holds on all devices of this worker."""
-        return pmax((~flag).astype(jnp.int32), self.within) == 0
+        return pmax((~flag).astype(jnp.int32), self.within) == 0 if self.within.names else flag
 
     def sum(self, x: jax.Array) -> jax.Array:
         """The sum over the devices of this worker."""
-        return psum(x, self.within)
+        return psum(x, self.within) if self.within.names else x
 
     def holders(self, like: PyTree) -> list[Group]:
         """For every tensor, the devices of this worker that hold the same part of it."""
-        if self.workers is None:
+        if self.workers is None or not self.within.names:
             return [self.within] * len(jax.tree.leaves(like))
         held = [spec_axes(spec) for spec in jax.tree.leaves(self._specs_of(like))]
         return [Group(tuple(n for n in self.within.names if n not in axes)) for axes in held]

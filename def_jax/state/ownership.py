@@ -14,13 +14,17 @@ from def_jax.ground.jaxpr import factors
 from def_jax.ground.types import PyTree
 from def_jax.state.specs import specs_like, tree_of_specs
 
+_ACCUMULATE = (
+    'Accumulate gradients before the optimizer, or by accumulate= of def_jax.spmd; or take local steps, '
+    'which is another method, by every=... of def_jax.error_feedback.'
+)
+_ACCUMULATING = {optax.MultiStepsState: 'optax.MultiSteps', optax.ApplyEvery: 'optax.apply_every'}
 _AROUND: dict[type, str] = {
     optax.ApplyIfFiniteState: 'optax.apply_if_finite, which decides on each worker for itself: workers would '
     'wait for each other forever. Pass skip_nonfinite=True to def_jax.error_feedback instead: it skips the '
     'step on all of them.',
     optax.MultiStepsState: 'optax.MultiSteps, which communicates at every step and may skip some on one '
-    'worker alone. Accumulate gradients before the optimizer, or by accumulate= of def_jax.spmd; or take '
-    'local steps, which is another method, by every=... of def_jax.error_feedback.',
+    f'worker alone. {_ACCUMULATE}',
 }
 
 
@@ -124,6 +128,20 @@ def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:
     return jax.tree.map(function, jax.tree.broadcast(own, trees[0]), *trees)
 
 
+def check_inner(state: PyTree) -> None:
+    """Raises ValueError if the first state of a worker's optimizer shows that it can't work inside a link."""
+    _check_accumulation(state, 'inner= holds')
+
+
+def _check_accumulation(state: PyTree, where: str) -> None:
+    for node in jax.tree.leaves(state, is_leaf=lambda node: type(node) in _ACCUMULATING):
+        if type(node) in _ACCUMULATING:
+            raise ValueError(
+                f'{where} {_ACCUMULATING[type(node)]}, whose updates are zero but for every so many steps: a '
+                f'message would be sent at each of them. {_ACCUMULATE}'
+            )
+
+
 def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
     """Raises ValueError if a worker's optimizer returns something less the parameters.
 
@@ -162,6 +180,7 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
 
     for chain in map(chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
         place = next(filter(lambda i: is_feedback(chain[i]), range(len(chain))))
+        _check_accumulation(chain[:place], f'{caller}: the chain has, before def_jax.error_feedback,')
         bare = isinstance(chain[place].inner, optax.EmptyState)  # around no optimizer
         leaves = jax.tree.leaves([part for part in chain[:place] if not is_link(part)])
         floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]

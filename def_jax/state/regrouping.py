@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from def_jax.ground.arguments import named_leaves
+from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
 from def_jax.state.ownership import each, link_states, per_worker_leaves
 
@@ -22,8 +23,9 @@ _FEW = 1024  # elements of counts and keys, whose copies are compared
 def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
     """Gives every worker the mean of what old workers had, of integers the greatest; of as many, the same.
 
-    So x stays, and y up to the rounding of a float32 mean. `before` and `after` are the leading axes of what
-    `own`, booleans like the tree or a prefix, calls per-worker: [K], or e.g. [devices, virtual workers].
+    Of typed keys, worker i gets that of the old worker i modulo K. So x stays, and y up to the rounding of a
+    float32 mean. `before` and `after` are the leading axes of what `own`, booleans like the tree or a prefix,
+    calls per-worker: [K], or e.g. [devices, virtual workers].
 
     >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
     {'m': array([[2.],
@@ -38,6 +40,9 @@ def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int
         shape = (*after, *x.shape[len(before) :])
         if same:
             return x.reshape(shape)
+        if is_typed(x):
+            old = x.reshape(math.prod(before), *x.shape[len(before) :])
+            return old[np.arange(math.prod(after)) % len(old)].reshape(shape)
         library, wide = (jnp, np.float32) if isinstance(x, jax.Array) else (np, np.float64)
         axes = tuple(range(len(before)))
         of_all = x.max(axes) if jnp.issubdtype(x.dtype, jnp.integer) else x.mean(axes, dtype=wide)
@@ -63,8 +68,8 @@ def stack_state(opt_state: PyTree) -> PyTree:
             differ, are read one by one. Of several processes, each saves the workers of its own devices.
 
     Returns:
-        The state in NumPy arrays. Per-worker leaves are stacked over workers, [K, ...]; the others are as
-        `init` makes them.
+        The state in NumPy arrays, but for typed keys, which NumPy can't hold. Per-worker leaves are stacked
+        over workers, [K, ...]; the others are as `init` makes them.
 
     Raises:
         ValueError: if the state holds nothing that is per-worker; if it is one worker's copy: its arrays
@@ -85,13 +90,14 @@ def _stacked(opt_state: PyTree, caller: str) -> PyTree:
     own = per_worker_leaves(opt_state)
     everywhere = any(np.ndim(getattr(state, 'step', 0)) for state in link_states(opt_state))
 
-    def leaf(path: Any, mine: bool, x: Any) -> np.ndarray:
+    def leaf(path: Any, mine: bool, x: Any) -> np.ndarray | jax.Array:
         # Copies on several devices may differ, though the array's type says that they don't.
         whole = isinstance(x, jax.Array) and x.is_fully_replicated and len(x.sharding.device_set) > 1
         if has_copies := whole and not any(getattr(x.sharding, 'spec', ())):  # nor stacked over one worker
             shards = sorted(x.addressable_shards, key=lambda shard: shard.device.id)
-            x = [np.asarray(shard.data) for shard in shards]
-        stacked = np.asarray(x)
+            copies = [_fetched(shard.data) for shard in shards]
+            x = (jnp if is_typed(x) else np).stack(copies)
+        stacked = _fetched(x)
         if mine or not (everywhere or has_copies):
             return stacked
         if stacked[0].size <= _FEW and (stacked != stacked[:1]).any():
@@ -125,12 +131,24 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
     (3, 4)
     """
     # It may have been saved as jax.pmap has it, or restored to every device.
-    saved = _stacked(jax.tree.map(np.asarray, saved), 'unstack_state')
+    saved = _stacked(jax.tree.map(_fetched, saved), 'unstack_state')
     own = per_worker_leaves(saved)
     before = num_stacked(saved, own, 1)
     workers = num_workers or before
     saved = regroup(saved, own, (before,), (workers,))
-    return each(lambda mine, x: x if mine else np.broadcast_to(x, (workers, *x.shape)), own, saved)
+
+    def leaf(mine: bool, x: Any) -> np.ndarray | jax.Array:
+        return x if mine else (jnp if is_typed(x) else np).broadcast_to(x, (workers, *x.shape))
+
+    return each(leaf, own, saved)
+
+
+def _fetched(x: Any) -> np.ndarray | jax.Array:
+    """In NumPy; of typed keys, on the default device."""
+    if not is_typed(x):
+        return np.asarray(x)
+    words = jax.device_get(jax.random.key_data(x))
+    return jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(x))
 
 
 def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
@@ -147,8 +165,8 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
         )
     workers = num_stacked(saved, own, 1)
     for state in link_states(saved):
-        residuals = [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'residual', ()))]
-        held = residuals + [np.asarray(x) for x in jax.tree.leaves(getattr(state, 'inner', ()))]
+        residuals, inner = (jax.tree.leaves(getattr(state, name, ())) for name in ('residual', 'inner'))
+        held = residuals + inner
         if workers > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in held):
             raise ValueError(
                 f'{caller}: all {workers} workers have the same residual, so this is the copy of one of them '

@@ -31,6 +31,17 @@ class Message(NamedTuple):
     bytes: int
     groups: Groups = ()  # of the mesh's devices
 
+    def as_all_reduce(self, num_workers: int) -> float:
+        """Bytes of the all-reduce that passes as many over a worker's link, where all go around in rings.
+
+        >>> Message('all-gather', 100).as_all_reduce(8)  # seven times, and an all-reduce almost twice
+        400.0
+        """
+        if self.operation == 'all-reduce':
+            return self.bytes
+        passed = {'all-gather': num_workers - 1, 'collective-permute': 1}
+        return self.bytes * passed.get(self.operation, 1 - 1 / num_workers) / (2 - 2 / num_workers)
+
 
 class Traffic(NamedTuple):
     """The messages of one update."""
@@ -49,32 +60,38 @@ def traffic(
     params: PyTree,
     axis_name: AxisName,
     mesh: Mapping[str, int] | None = None,
+    *,
+    first_only: bool = False,
 ) -> Traffic:
     """The messages of one update, traced on a mesh of these sizes; nothing is computed.
 
     By default there are two workers along the first axis. Axes that the mesh lacks have one worker. Only the
     length of integer messages depends on K. Messages of nested conditionals count as sent in the outer one's
-    branch.
+    branch. An exchange of integers runs once along every axis, and counts once for each, unless only the
+    first counts.
 
     >>> import jax.numpy as jnp, def_jax
     >>> traffic(def_jax.baselines.top_k(8, 'workers'), jnp.zeros(64), 'workers').always
     (Message(operation='all-gather', bytes=32, groups=()),)
     """
     mesh = mesh or dict.fromkeys(axis_names(axis_name)[:1], 2)
-    return traffic_of(traced(optimizer, params, axis_name, mesh), axis_name, mesh)
+    program, _, _ = traced(optimizer, params, axis_name, mesh)
+    return traffic_of(program, axis_names(axis_name)[:1] if first_only else axis_name, mesh)
 
 
 def traced(
     optimizer: optax.GradientTransformation, params: PyTree, axis_name: AxisName, mesh: Mapping[str, int]
-) -> Any:
-    """The program of one update on a mesh of these sizes."""
+) -> tuple[Any, tuple, tuple]:
+    """One update on a mesh of these sizes as a program; its gradients, state and parameters; its results."""
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def update(params):  # with the loss, which some optimizers want
-        return optimizer.update(params, optimizer.init(params), params, value=0.0)
+    def update(grads, state, params):  # with the loss, which some optimizers want
+        return optimizer.update(grads, state, params, value=0.0)
 
     axes = [*mesh.items(), *((name, 1) for name in axis_names(axis_name) if name not in mesh)]
-    return jax.make_jaxpr(update, axis_env=axes)(params).jaxpr
+    arguments = params, jax.eval_shape(optimizer.init, params), params
+    program, results = jax.make_jaxpr(update, axis_env=axes, return_shape=True)(*arguments)
+    return program.jaxpr, arguments, results
 
 
 def traffic_of(program: Any, axis_name: AxisName, mesh: Mapping[str, int]) -> Traffic:

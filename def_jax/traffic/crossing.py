@@ -17,9 +17,10 @@ from jax.tree_util import keystr
 from def_jax.ground.arguments import check_integer
 from def_jax.ground.collectives import axis_names
 from def_jax.ground.types import AxisName, PyTree
-from def_jax.state.ownership import is_link, link_states
+from def_jax.state.ownership import is_link, link_states, own_leaves
 from def_jax.state.specs import spec_axes
 from def_jax.traffic import Message, devices_along, devices_per_worker, traced, traffic_of
+from def_jax.traffic.drift import check_agreement
 from def_jax.traffic.hlo import Collective, collectives
 from def_jax.traffic.nodes import crosses, leaving, nodes_of
 
@@ -44,11 +45,12 @@ def check(
     steps: int = 1,
     devices_per_node: int | None = None,
 ) -> list[Collective]:
-    """Raises if a compiled step passes more between workers than the optimizer's message.
+    """Raises if a compiled step passes more between workers than the optimizer's message, or x would drift.
 
     A gradient that is averaged before error feedback is sent whole, and then its block, without an error: by
     a `pmean` that is left over, an `axis_name=` or `pmap_axis_name=` of a helper, Flax's `DynamicScale`.
-    For `def_jax.spmd`, see its method.
+    It also finds what reaches x without an exchange, as the gradients of what `optax.masked` masks do. For
+    `def_jax.spmd`, see its method.
 
     Args:
         compiled: `step.lower(...).compile()`, by `jax.pmap` or `jax.jit`.
@@ -69,8 +71,9 @@ def check(
     Raises:
         TypeError: if the step is not compiled: one that is lowered has no collectives yet.
         ValueError: if they pass more, with sizes by kind, the largest collectives and where to look; if
-            `axis_name` is not the optimizer's, `params` are stacked over workers, or `devices_per_node` does
-            not divide the devices.
+            an update would differ between workers, or a replicated part of the state; if `axis_name` is not
+            the optimizer's, `params` are stacked over workers, or `devices_per_node` does not divide the
+            devices.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.def_sgd(0.1, 64, 'workers')
@@ -113,9 +116,12 @@ def _sent(
 ) -> tuple[Sequence[int], Sequence[Message]]:
     """The worker of each device of a mesh, and what it passes to others in one update."""
     try:
-        program = traced(optimizer, params, axis_name, mesh)
+        program, arguments, results = traced(optimizer, params, axis_name, mesh)
     except (NameError, ValueError) as error:  # JAX's of an axis that is not bound, or ours
         raise ValueError(f"{axis_name=} must be the optimizer's, which fails over it: {error}") from error
+    own = own_leaves(optimizer, params)
+    apart = [name for name in axis_names(axis_name) if mesh.get(name, 1) > 1]  # with several workers
+    check_agreement(program, arguments, results, (True, own, False), (False, own), apart)
     along = devices_along(mesh, axis_names(axis_name) or tuple(mesh))
     workers = np.empty(along.size, int)
     workers[along] = np.arange(along.shape[1]) // devices_per_worker(program)

@@ -37,7 +37,7 @@ def programs(experiment: Experiment) -> Iterator[Program]:
     state = workers.abstract(jax.eval_shape(steps.init), experiment.is_per_worker)
     batch = workers.place(next(experiment.train_batches(0)))
     variables = workers.abstract(jax.eval_shape(steps.outputs, state)['x'], False)
-    test_batch = next(experiment.test_batches(config.evaluate_on))
+    test_batch = next(experiment.test_batches(experiment.evaluated[config.evaluate_on]))
     count = sum(-(-len(split) // test_batch['mask'].size) for split in experiment.evaluated.values())
     evaluations = -(-experiment.num_steps // experiment.steps_per_evaluation)  # the last step's is one
     points, calibrations = experiment.method.points, config.recalibrate_batches

@@ -1,7 +1,7 @@
 """What a run prints: a description at the start, a progress bar, a table at the end."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import rich.console
@@ -12,7 +12,7 @@ import rich.table
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.base import Measure
 
-__all__ = ['Progress', 'describe', 'evaluation_line', 'point_name', 'say', 'show_result']
+__all__ = ['Progress', 'describe', 'evaluation_line', 'point_name', 'say', 'show_result', 'table_of_points']
 
 _SECONDS_PER_LINE = 30
 
@@ -22,7 +22,8 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
     config, method, sent = experiment.config, experiment.method, experiment.communication
     device, devices = experiment.workers.devices[0], len(experiment.workers.devices)
     kind = 'fake CPU' if config.fake_devices else f'{device.device_kind} ({device.platform})'
-    each = f' of {config.shards_per_worker} devices each' if config.shards_per_worker > 1 else ''
+    together = max(config.shards_per_worker, config.inside)
+    each = f' of {together} devices each' if together > 1 else ''
     ratio = f'{"compression" if method.in_bytes else "ratio"} {config.ratio:g}'
     options, usual = (config.order, config.allocation, config.bits), ('random', 'proportional', 32)
     unusual = [f'{x} bits' if x == config.bits else x for x in options if x not in usual]
@@ -103,10 +104,11 @@ class Progress:
         """Moves the bar to the step of a training record, if there is one, and shows its figures."""
         if record is None:
             return
-        speed = f'{record[f"{self._unit}_per_second"]:,.0f} {self._unit}/s'
+        per_second = record.get(f'{self._unit}_per_second')  # of no step, if the first was the only one
+        speed = f'{per_second:,.0f} {self._unit}/s  ' if per_second else ''
         sent = f'{_size(1e6 * record["megabytes_sent"])} sent'
         loss = f'loss {record["loss"]:.3f}  ' if 'loss' in record else ''  # of no step, if all were skipped
-        figures = f'{loss}lr {record["learning_rate"]:g}  {speed}  {sent}'
+        figures = f'{loss}lr {record["learning_rate"]:g}  {speed}{sent}'
         step, epoch = record['step'], f'{record["epoch"]:{self._decimals}}/{self._epochs}'
         if self._bar.disable and time.monotonic() > self._next_line:
             self.note(f'epoch {epoch}  step {step:,}/{self._steps:,}  {figures}')
@@ -123,18 +125,8 @@ class Progress:
 def show_result(console: rich.console.Console, result: dict[str, Any], measure: Measure) -> None:
     """Prints the table at the end of a run: the metrics at each point, traffic and time."""
     metrics, communication = result['metrics'], result['communication']
-    others = list(measure.others(metrics, 'x'))
-    table = rich.table.Table(
-        title=f'{result["title"]}, seed {result["config"]["seed"]}', title_justify='left'
-    )
-    table.add_column()
-    for heading in (measure.title, *others):
-        table.add_column(heading, justify='right')
-    for point in result['points']:
-        value, spread = metrics[measure.key(point)], metrics.get(f'{measure.key(point)}_std')
-        figures = [f'{metric:.4f}' for metric in measure.others(metrics, point).values()]
-        table.add_row(point_name(point, result['answers']), measure.text(value, spread), *figures)
-    console.print(table)
+    title = f'{result["title"]}, seed {result["config"]["seed"]}'
+    console.print(table_of_points(title, metrics, result['points'], result['answers'], measure))
     if result.get('sample'):
         say(console, f'a sample:\n{result["sample"]}', markup=False)
     sent, dense = communication['megabytes_sent'], communication['megabytes_dense']
@@ -143,6 +135,25 @@ def show_result(console: rich.console.Console, result: dict[str, Any], measure: 
     time_taken = f'{metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps'
     loss = metrics['train_loss']
     say(console, f'training loss {"–" if loss is None else f"{loss:.4f}"}; {traffic}; {time_taken}')
+
+
+def table_of_points(
+    title: str,
+    metrics: Mapping[str, Any],
+    points: Iterable[str],
+    answers: Mapping[str, str],
+    measure: Measure,
+) -> rich.table.Table:
+    """The metrics of an evaluation, a row for each point."""
+    table = rich.table.Table(title=title, title_justify='left')
+    table.add_column()
+    for heading in (measure.title, *measure.others(metrics, 'x')):
+        table.add_column(heading, justify='right')
+    for point in points:
+        value, spread = metrics[measure.key(point)], metrics.get(f'{measure.key(point)}_std')
+        figures = [f'{metric:.4f}' for metric in measure.others(metrics, point).values()]
+        table.add_row(point_name(point, answers), measure.text(value, spread), *figures)
+    return table
 
 
 def _decimals(num_epochs: float) -> str:

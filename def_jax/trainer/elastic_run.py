@@ -18,6 +18,7 @@ from def_jax import elastic
 from def_jax.ground.types import PyTree
 from def_jax.sharding import Spmd
 from def_jax.state.ownership import each
+from def_jax.state.regrouping import num_stacked
 from def_jax.trainer.checkpointing.workdir import shared_settings
 from def_jax.trainer.data.dataset import Split
 from def_jax.trainer.evaluation import DivergedError, record_of
@@ -29,7 +30,7 @@ from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers import AXIS, ShardedWorkers, WholeWorkers
 from def_jax.trainer.workers.sharded import shard_spec
 
-__all__ = ['ElasticWorkers', 'first_state']
+__all__ = ['ElasticWorkers', 'first_state', 'variables']
 
 _STEP, _STOPS = '_step', '_stops'  # beside the examples of a batch
 
@@ -43,6 +44,19 @@ def first_state(steps: Steps) -> TrainState:
         return np.broadcast_to(x[0], (*shape, *x.shape[1:])) if mine else x
 
     return each(stacked, steps.is_per_worker, state)
+
+
+def variables(experiment: Experiment, state: TrainState) -> dict[str, dict]:
+    """The variables at x and y of a state of NumPy arrays; computed on one device of this process."""
+    own = experiment.is_per_worker
+    stacked = each(lambda mine, leaf: mine, own, state)
+    here = WholeWorkers(jax.local_devices()[:1], num_stacked(state, stacked, experiment.config.num_workers))
+
+    def on_device(mine: bool, x: np.ndarray) -> np.ndarray:
+        return x.reshape(*here.shape, *x.shape[1:]) if mine else x
+
+    steps = dataclasses.replace(experiment.steps, workers=here)
+    return here.fetch(steps.outputs(each(on_device, own, state)))
 
 
 class ElasticWorkers:

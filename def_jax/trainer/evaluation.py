@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from def_jax.trainer.data import prefetch
+from def_jax.trainer.data.dataset import Split
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.launch.exits import EndedError, ExitCode
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Task
 
-__all__ = ['DivergedError', 'evaluate', 'figures_of', 'record_of']
+__all__ = ['DivergedError', 'evaluate', 'figures_of', 'record_of', 'trained_variables']
 
 
 class DivergedError(EndedError):
@@ -31,41 +32,57 @@ class DivergedError(EndedError):
         self.step, self.worker = step, worker
 
 
-def evaluate(experiment: Experiment, state: TrainState, step: int) -> dict[str, Any]:
-    """A record of the metrics on the evaluated splits, at a state after a step.
+def evaluate(
+    experiment: Experiment, state: TrainState, step: int, splits: Mapping[str, Split] | None = None
+) -> dict[str, Any]:
+    """A record of the metrics on `splits`, by default the run's evaluated ones, at a state after a step.
 
     It has `test_loss_x` and so on for each split, metric and point; for 'own' means over workers, and
     `test_accuracy_own_std` of the headline metric. If BatchNorm's statistics are recalibrated,
     `test_accuracy_x_running` is with the running ones. Raises DivergedError on a loss that is not finite.
     """
     sums: dict[tuple[str, str, str], list[dict]] = {}
-    count = experiment.config.recalibrate_batches
-    batches = list(itertools.islice(experiment.train_batches(int(state.step)), count)) if count else []
-    for point, running in _models(experiment, state):
-        variants = {point: running}
-        if batches:
-            variants = {
-                point: _recalibrated(experiment, state, running, batches),
-                f'{point}_running': running,
-            }
-        for split, (name, variables) in itertools.product(experiment.evaluated, variants.items()):
-            sums.setdefault((split, point, name), []).append(_sums(experiment, split, variables))
+    splits = splits or experiment.evaluated
+    for point, variants in _variants(experiment, state):
+        for (split, whole), (name, variables) in itertools.product(splits.items(), variants.items()):
+            sums.setdefault((split, point, name), []).append(_sums(experiment, whole, variables))
     stacked = {key: jax.tree.map(lambda *each: np.stack(each), *models) for key, models in sums.items()}
     return record_of(experiment.task, step, stacked)
 
 
-def _models(experiment: Experiment, state: TrainState) -> Iterator[tuple[str, dict]]:
+def trained_variables(experiment: Experiment, state: TrainState) -> dict[str, dict]:
+    """By point, x and y if the method has it, the variables that `evaluate` judges, as NumPy arrays."""
+    fetch, found = experiment.workers.fetch, _variants(experiment, state, own=False)
+    return {point: fetch(variants[point]) for point, variants in found}
+
+
+def _variants(
+    experiment: Experiment, state: TrainState, *, own: bool = True
+) -> Iterator[tuple[str, dict[str, dict]]]:
+    """The models at every point, and by name the variables of each to evaluate: the first is the point's."""
+    count = experiment.config.recalibrate_batches
+    batches = list(itertools.islice(experiment.train_batches(int(state.step)), count)) if count else []
+    for point, running in _models(experiment, state, own):
+        if batches:
+            recalibrated = _recalibrated(experiment, state, running, batches)
+            yield point, {point: recalibrated, f'{point}_running': running}
+        else:
+            yield point, {point: running}
+
+
+def _models(experiment: Experiment, state: TrainState, own: bool) -> Iterator[tuple[str, dict]]:
     """The variables at every point; one after the other, those of all workers at 'own'."""
     steps, workers = experiment.steps, experiment.workers
     points = workers.settled(steps.outputs(state))
     yield from points.items()
-    if 'own' in experiment.method.points:
+    if own and 'own' in experiment.method.points:
         for worker in range(experiment.config.num_workers):
-            params = workers.settled(steps.own_params(state, np.int32(worker)))
+            first = worker * experiment.config.inside
+            params = workers.settled(steps.own_params(state, np.int32(first)))
             yield 'own', points['x'] | {'params': params}
 
 
-def _sums(experiment: Experiment, split: str, variables: dict) -> dict[str, np.ndarray]:
+def _sums(experiment: Experiment, split: Split, variables: dict) -> dict[str, np.ndarray]:
     """Sums over a split, each []."""
     with prefetch.ahead(experiment.test_batches(split), experiment.workers.place) as batches:
         totals = [jax.device_get(experiment.steps.test_sums(variables, batch)) for batch in batches]

@@ -12,7 +12,7 @@ import optax
 
 from def_jax import message_size
 from def_jax.baselines import methods
-from def_jax.traffic import Message, traffic
+from def_jax.traffic import Message, Traffic, traffic
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.rules import checked, of_keys
 from def_jax.trainer.data import order
@@ -129,17 +129,22 @@ class Experiment:
         trained = self.config.batch_size // (len(self.workers.devices) * self.config.accumulate)
         return min(_EXAMPLES, max(1, trained, _UNITS // self.dataset.units_per_example))
 
-    def test_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over a split of `evaluated`, like `train_batches`, with a mask."""
-        workers = self.config.num_workers
+    @property
+    def places(self) -> int:
+        """How many parts of a batch there are: workers, or devices of which several make up one."""
+        return self.config.num_workers * self.config.inside
+
+    def test_batches(self, split: Split) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over a split, like `train_batches`, with a mask."""
+        workers = self.places
         examples = -(-self.examples_per_device * len(self.workers.devices) // workers)
-        return self._by_worker(self.evaluated[split].test_batches, examples * workers)
+        return self._by_worker(split.test_batches, examples * workers)
 
     def _by_worker(
         self, batches: Callable[..., Iterator[dict]], batch_size: int, **options: Any
     ) -> Iterator[dict[str, np.ndarray]]:
         virtual, shape = self.config.workers_per_device, self.workers.local_shape
-        options |= {'batch_size': batch_size, 'num_workers': self.config.num_workers}
+        options |= {'batch_size': batch_size, 'num_workers': self.places}
         workers = [row * virtual + i for row in self.workers.rows for i in range(virtual)]
         for batch in batches(workers=workers, **options):
             yield {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
@@ -177,14 +182,29 @@ class Experiment:
     @functools.cached_property
     def communication(self) -> Communication:
         """What training sends; traces one update, so an optimizer that cannot make one raises."""
-        config, params = self.config, self.abstract_variables['params']
-        part, devices = self.workers.part(params), self.workers.devices_per_row
-        found = traffic(self.optimizer, part, self.workers.axis_name, {AXIS: config.num_workers})
-        halves = any(message.operation == 'all-to-all' for message in found.messages)
+        halves = any(message.operation == 'all-to-all' for message in self._traffic.messages)
 
         def passed(messages: Sequence[Message]) -> int:
             return sum(m.bytes for m in messages if not (halves and m.operation == 'all-gather'))
 
+        return self._communication(passed)
+
+    @functools.cached_property
+    def on_the_wire(self) -> Communication:
+        """The same in what passes over a worker's link: bytes of the all-reduce that passes as many."""
+        workers = self.config.num_workers
+        return self._communication(lambda messages: round(sum(m.as_all_reduce(workers) for m in messages)))
+
+    @functools.cached_property
+    def _traffic(self) -> Traffic:
+        part = self.workers.part(self.abstract_variables['params'])
+        # Along a second axis are virtual workers, which send nothing to each other.
+        mesh = {AXIS: self.places}
+        return traffic(self.optimizer, part, self.workers.axis_name, mesh, first_only=True)
+
+    def _communication(self, passed: Callable[[Sequence[Message]], int]) -> Communication:
+        config, params, found = self.config, self.abstract_variables['params'], self._traffic
+        part, devices = self.workers.part(params), self.workers.devices_per_row
         # Averages, every P steps, and dense first steps lie in branches that not every step takes; they are
         # counted apart. With local steps the message itself does.
         always = passed(found.always)
@@ -196,8 +216,9 @@ class Experiment:
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         # A method of one worker has nobody to send to: what it applies at each step is everything.
         message = devices * message or 4 * num_params
-        sent = {name: config[name] for name in ('ratio', 'bits', 'order', 'allocation')}
-        blocks = self.method.compressor(**sent) if self.method.link is None else None
+        blocks = self.method.link is None and self.method.compressor(
+            ratio=config.ratio, bits=config.bits, order=config.order, allocation=config.allocation
+        )
         return Communication(
             num_params=num_params,
             message_size=devices * message_size(blocks, part) if blocks else message // 4,
@@ -227,7 +248,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         if num_steps >= 2**31:  # they are counted in 32 bits
             given = f'num_epochs={config.num_epochs} or num_steps={config.num_steps}'
             raise ValueError(f'{given} gives {num_steps} steps, but there must be fewer than 2**31.')
-        schedule = parts.Factory('schedule', config).make(Callable, num_steps=num_steps)
+        schedule = parts.make_schedule(config, num_steps)
     return Experiment(
         config=ml_collections.FrozenConfigDict(config),
         method=parts.find_method(config),

@@ -13,11 +13,11 @@ import ml_collections
 import rich.console
 
 from def_jax.trainer import console as console_lib
-from def_jax.trainer import elastic_run, metrics, plots, results
+from def_jax.trainer import elastic_run, metrics, results, trained
 from def_jax.trainer.checkpointing import workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data import prefetch
-from def_jax.trainer.evaluation import DivergedError, evaluate
+from def_jax.trainer.evaluation import DivergedError, evaluate, trained_variables
 from def_jax.trainer.experiment import Experiment, build
 from def_jax.trainer.launch import interruption, processes
 from def_jax.trainer.launch.interruption import InterruptedRunError
@@ -45,7 +45,7 @@ def train_and_evaluate(
     Args:
         config: a complete configuration, see `configs/digits.py`.
         folder: the run's folder, which receives config.json, metrics.jsonl, tensorboard/, checkpoints/,
-            curves.png and result.json.
+            curves.png, result.json, and the trained model at x and y, see `def_jax.trainer.load`.
         console: where to show progress; by default the standard output of process 0.
 
     Returns:
@@ -83,6 +83,9 @@ def train_and_evaluate(
                 console_lib.show_result(console, result, experiment.measure)
                 files = 'result.json, curves.png, metrics.jsonl, tensorboard, checkpoints'
                 console_lib.say(console, f'written to {run}: {files}')
+                point = experiment.method.answer if experiment.method.answer in ('x', 'y') else 'x'
+                model = f'variables, model = def_jax.trainer.load({str(run)!r}, point={point!r})'
+                console_lib.say(console, f'the trained model: {model}', markup=False)
             return result
 
 
@@ -113,7 +116,7 @@ class _Run:
     signals: interruption.Watch
 
     def __post_init__(self) -> None:
-        self._evaluated = self.experiment.measure.key('x')  # which only the record of an evaluation has
+        self._evaluated = self.experiment.measure.marks
         self._first_state = self._restored()
         self._start = int(self._first_state.step)
         seal, writes = self.checkpoints.seal, processes.is_first()
@@ -130,6 +133,8 @@ class _Run:
                 self._say(line)
             with self._assembled() as workers:
                 self._train(workers)
+                points = self._trained(workers)
+            self.checkpoints.wait()  # a result is of a run whose last checkpoint is complete
             self._log.seal()
         except DivergedError as error:
             if processes.is_first():
@@ -139,7 +144,14 @@ class _Run:
             self._log.close()
         sample = workers.sample()
         if processes.is_first():
-            self._conclude(sample)
+            self._conclude(points, sample)
+
+    def _trained(self, workers: '_AnyWorkers') -> dict[str, dict]:
+        """The variables at x and y after the last step, whole; every process must call this."""
+        experiment, state = self.experiment, self._first_state
+        if self._start < experiment.num_steps:
+            state = workers.state()
+        return (elastic_run.variables if experiment.config.elastic else trained_variables)(experiment, state)
 
     def _restored(self) -> TrainState:
         """The state to continue from, or a new one."""
@@ -148,14 +160,14 @@ class _Run:
         self.checkpoints.check_room(state)
         state = self.checkpoints.restore(state)
         start = int(state.step)
-        # An evaluation's checkpoint is complete before the next evaluation begins.
+        # An evaluation's checkpoint is complete before the next evaluation is on record.
         records = metrics.read(folder / 'metrics.jsonl')
-        evaluations = sum(self._evaluated in record for record in records)
+        evaluations = sum(not record.keys().isdisjoint(self._evaluated) for record in records)
         if not start and evaluations > 1:
             there = f'it has the records of {evaluations} evaluations'
             cure = 'Restore the folder checkpoints, or choose another --workdir to start over'
             raise ValueError(f'the checkpoints of {folder} are missing, but {there}. {cure}.')
-        evaluated = any(self._evaluated in record and record['step'] == start for record in records)
+        evaluated = any(self._evaluated[0] in record and record['step'] == start for record in records)
         if config.elastic and start == experiment.num_steps and not evaluated:
             there = f'the run in {folder} has made its last step, but not the evaluation after it'
             raise ValueError(f'{there}. Run it once more with --config.elastic=False.')
@@ -163,6 +175,8 @@ class _Run:
             there = f'the latest checkpoint of {folder} is from step {start}'
             here = f'with config.batch_size={config.batch_size} the run has only {experiment.num_steps} steps'
             raise ValueError(f'{there}, but {here}. Choose a smaller batch, or another --workdir.')
+        if processes.count() > 1 and not config.elastic:  # whose team compares
+            replicas.check(experiment.workers, experiment.is_per_worker, state, start)
         return state
 
     @contextlib.contextmanager
@@ -193,29 +207,36 @@ class _Run:
             while workers.step < last:
                 if config.diagnostics_every and workers.step % config.diagnostics_every == 0:
                     progress.update(window.flush())  # to keep the records in order
-                    self._log.write(workers.diagnose())  # type: ignore[union-attr]
+                    with window.paused():
+                        self._log.write(workers.diagnose())  # type: ignore[union-attr]
                 measured = workers.train()
                 done = workers.step
                 # Fetch the record of the previous step while the devices compute this one.
                 progress.update(window.flush())
                 window.add(measured)
                 if checks and done % checks == 0 and not is_due(done):  # when `_save` compares
-                    workers.check_replicas()  # type: ignore[union-attr]
+                    with window.paused():
+                        workers.check_replicas()  # type: ignore[union-attr]
                 if reports := is_due(done) or done % config.log_every_steps == 0:
                     window.mark_due(done)
                 if is_due(done) or config.elastic:  # whose next step may be its last
                     progress.update(window.flush())
-                if is_due(done) and config.elastic:  # which cannot evaluate a state that it restored
-                    self._evaluate(workers, progress)
-                    self._save(workers)
-                    self.checkpoints.wait()  # see `_restored`
-                elif is_due(done):  # first saved: an evaluation that fails loses no step
-                    self._save(workers)
-                    self._evaluate(workers, progress)
+                if is_due(done):
+                    with window.paused():
+                        self._evaluate_and_save(workers, progress)
                 if done < last and workers.stops(self.signals.name is not None, reports=reports):
                     progress.update(window.flush())
                     self._leave(workers)
                     raise InterruptedRunError(self.signals.name or 'a signal to another process', done)
+
+    def _evaluate_and_save(self, workers: '_AnyWorkers', progress: console_lib.Progress) -> None:
+        if self.experiment.config.elastic:  # which cannot evaluate a state that it restored
+            self.checkpoints.wait()  # see `_restored`; `save` waits itself
+            self._evaluate(workers, progress)
+            self._save(workers)
+        else:  # first saved: an evaluation that fails loses no step
+            self._save(workers)
+            self._evaluate(workers, progress)
 
     def _lacks_evaluation(self) -> bool:
         """Whether the state that was restored may still have to be evaluated; the same in all processes."""
@@ -234,8 +255,7 @@ class _Run:
         position = self._window.position(workers.step)
         self._log.write(record | position)
         progress.note(console_lib.evaluation_line(self.experiment.measure, record, position))
-        self._window.restart()
-        self.checkpoints.wait()
+        self.checkpoints.tidy()
 
     def _leave(self, workers: '_AnyWorkers') -> None:
         """A checkpoint where the run ends early, with the record that is under way."""
@@ -253,12 +273,16 @@ class _Run:
     def _say(self, line: str) -> None:
         console_lib.say(self.console, line)
 
-    def _conclude(self, sample: str | None) -> None:
-        """Writes the result and the plots of a run that has reached its end."""
+    def _conclude(self, points: dict[str, dict], sample: str | None) -> None:
+        """Writes the model, the result and the plots of a run that has reached its end."""
         experiment, folder, records = self.experiment, self.folder, self._log.records
+        from def_jax.trainer import plots  # matplotlib, which only the end of a run needs
+
+        trained.write(folder, experiment, points)
         # A run that had already finished keeps its result, which names the machine and commit it ran on.
         result = results.read(folder) if self._start == experiment.num_steps else None
-        if result is None or result.get('status') != 'finished':
+        split = result.get('measure', {}).get('split') if result else None
+        if result is None or result.get('status') != 'finished' or split != experiment.measure.split:
             result = results.write(folder, experiment, self._log, sample=sample)
         title, answers = result['title'], result['answers']
         plots.plot_curves(folder / 'curves.png', records, title, answers, experiment.measure)

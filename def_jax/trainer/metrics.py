@@ -6,12 +6,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorboardX
 from tensorboardX.proto import event_pb2, summary_pb2
+
+from def_jax.trainer.checkpointing.workdir import append_to
 
 __all__ = ['MetricLog', 'Seal', 'read']
 
@@ -27,12 +29,19 @@ class MetricLog:
     """Appends records to `metrics.jsonl` and to TensorBoard; all processes but the first only keep them.
 
     A resumed run truncates the file to the part that its checkpoint sealed and the evaluation of that step,
-    whose record has the figure `evaluated`, so the file ends as without the interruption. Raises ValueError
-    if a sealed record is missing or was changed, or if a file cannot be written.
+    whose record has one of the figures `evaluated`, the first of which is due now. So the file ends as
+    without the interruption. Raises ValueError if a sealed record is missing or was changed, or if a file
+    cannot be written.
     """
 
     def __init__(
-        self, workdir: Path, resume_step: int, seal: Seal | None, *, evaluated: str = '', writes: bool = True
+        self,
+        workdir: Path,
+        resume_step: int,
+        seal: Seal | None,
+        *,
+        evaluated: Sequence[str] = (),
+        writes: bool = True,
     ):
         self._path, self._evaluated, self._writes = workdir / 'metrics.jsonl', evaluated, writes
         content = self._sealed(seal, resume_step) if seal else b''
@@ -40,7 +49,7 @@ class MetricLog:
         self._size, self._digest = len(content), hashlib.sha256(content)
         if writes:
             with self._reporting():
-                self._file = self._path.open('ab')
+                self._file = append_to(self._path)
                 self._file.truncate(self._size)
                 self._board = _Board(workdir / 'tensorboard', resume_step + 1)
 
@@ -66,7 +75,10 @@ class MetricLog:
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the evaluation after `step` steps is on record."""
-        return any(self._evaluated in record and record['step'] == step for record in self.records)
+        return any(
+            record['step'] == step and not record.keys().isdisjoint(self._evaluated[:1])
+            for record in self.records
+        )
 
     def pending(self, step: int) -> list[dict[str, Any]]:
         """What a run interrupted after `step` steps had measured but not yet recorded."""
@@ -98,7 +110,7 @@ class MetricLog:
         if problem:
             lost = f'{problem}, so records before the checkpoint of step {step} are lost'
             raise ValueError(f'{self._path} {lost}. Restore that file, or choose another --workdir.')
-        follows = any(record['step'] == step and self._evaluated in record for record in _records(line))
+        follows = any(r['step'] == step and not r.keys().isdisjoint(self._evaluated) for r in _records(line))
         return content + line if follows and line.endswith(b'\n') else content
 
     @contextlib.contextmanager

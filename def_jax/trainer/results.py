@@ -113,12 +113,19 @@ def _environment(devices: list[jax.Device]) -> dict[str, Any]:
     return {
         'python': platform.python_version(),
         'def_jax': def_jax.__version__,
-        'packages': {name: importlib.metadata.version(name) for name in packages},
+        'packages': {name: version for name in packages if (version := _version(name))},
         'device': f'{device.device_kind} ({device.platform})',
         'num_devices': len(devices),
         'num_processes': jax.process_count(),
         'commit': _commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # TFDS, which is an extra
+        return None
 
 
 def _commit() -> str | None:

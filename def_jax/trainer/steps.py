@@ -20,7 +20,8 @@ from def_jax.options.skipping import is_taken
 from def_jax.state.link import sharded
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks.base import Batch, Task
-from def_jax.trainer.workers import Workers
+from def_jax.trainer.workers import WholeWorkers, Workers
+from def_jax.trainer.workers.whole import mapped_axes
 
 __all__ = ['Steps', 'TrainState', 'accumulated_value_and_grad']
 
@@ -67,22 +68,19 @@ class Steps:
 
         def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
             point = detached_params(state.params, state.opt_state) if self.detaches else state.params
-            key = self._key(state)
-            (loss, (figures, batch_stats)), grads = self._gradient(point, state.batch_stats, batch, key)
-            grads = self.workers.lay_out(grads)
-            if self.skips:  # a non-finite loss may have a finite gradient
-                grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
-            with sharded(self.workers.shards(state.params)):
+            grads, metrics, batch_stats = self._gradient(point, state, batch)  # of this worker, at its point
+            with sharded(self.workers.shards(state.params)):  # nothing, if a worker is one device
                 updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            metrics = {'loss': loss} | figures
-            if self.skips:
-                taken = _is_taken(state.opt_state, opt_state)
-                batch_stats = optax.tree.where(taken, batch_stats, state.batch_stats)
-                metrics['taken'] = taken
-            return TrainState(state.step + 1, state.key, params, batch_stats, opt_state), metrics
+            new = TrainState(state.step + 1, state.key, params, batch_stats, opt_state)
+            return _unless_skipped(state, new, metrics) if self.skips else (new, metrics)
 
-        return self.workers.map(train_step, (self.is_per_worker, True), (self.is_per_worker, True), donate=0)
+        workers, own = self.workers, (self.is_per_worker, True)
+        if type(workers) is not WholeWorkers:  # of several devices each, or lanes of an experiment
+            return workers.map(train_step, own, own, donate=0)
+        axes = {'in_axes': mapped_axes(own), 'out_axes': mapped_axes(own)}
+        train_step = workers.on_one_device(train_step, own, own)  # of its virtual workers, if it has several
+        return jax.pmap(train_step, 'workers', devices=workers.devices, donate_argnums=0, **axes)
 
     @functools.cached_property
     def diagnose(self) -> Callable[[TrainState, dict], dict]:
@@ -93,7 +91,7 @@ class Steps:
         axis_name = self.workers.axis_name
 
         def diagnose(state: TrainState, batch: dict) -> dict:
-            _, grads = self._gradient(state.params, state.batch_stats, batch, self._key(state))
+            _, grads = self._value_and_grad(state.params, state.batch_stats, batch, self._key(state))
             figures = diagnostics.gradient_statistics(grads, axis_name)
             if self.detaches:
                 figures |= diagnostics.error_statistics(state.opt_state, axis_name)
@@ -163,9 +161,17 @@ class Steps:
 
         return self.workers.map(sums, (False, True), False)
 
+    def _gradient(self, point: PyTree, state: TrainState, batch: dict) -> tuple[PyTree, dict, PyTree]:
+        """One worker's gradient at a point, with its metrics there and the new statistics."""
+        found = self._value_and_grad(point, state.batch_stats, batch, self._key(state))
+        (loss, (figures, statistics)), grads = found
+        grads = self.workers.lay_out(grads)
+        if self.skips:  # a non-finite loss may have a finite gradient
+            grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
+        return grads, {'loss': loss} | figures, statistics
+
     @functools.cached_property
-    def _gradient(self) -> Callable:
-        """One worker's loss, metrics, statistics and gradient."""
+    def _value_and_grad(self) -> Callable:
         lay_out = self.workers.lay_out_examples
         return self.workers.one_worker(accumulated_value_and_grad(self.task.loss, self.accumulate, lay_out))
 
@@ -173,6 +179,13 @@ class Steps:
         """A key for this step and worker."""
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         return jax.random.fold_in(key, lax.axis_index(self.workers.axis_name))
+
+
+def _unless_skipped(old: TrainState, new: TrainState, metrics: dict) -> tuple[TrainState, dict]:
+    """The new state and whether the step is `taken`; without the statistics of one that is skipped."""
+    taken = _is_taken(old.opt_state, new.opt_state)
+    batch_stats = optax.tree.where(taken, new.batch_stats, old.batch_stats)
+    return dataclasses.replace(new, batch_stats=batch_stats), metrics | {'taken': taken}
 
 
 def _is_taken(before: PyTree, after: PyTree) -> jax.Array:

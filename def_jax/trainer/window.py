@@ -1,6 +1,8 @@
 """Training metrics between two records."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,20 +28,36 @@ class Window:
         self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
         self._end: int | None = None
         self._skipped = 0  # of the last steps, without one between that was taken
-        self.restart()
+        self._not_taken = sum(record.get('skipped', 0) for record in log.records)  # of all that are recorded
+        self._compiled = False  # whether this process has made a step
+        self._restart()
         # Values left by an interruption: float32, exact in JSON. With another number of workers they cannot
         # enter the mean; an elastic run has means already.
-        count = 1 if experiment.config.elastic else experiment.config.num_workers
+        count = 1 if experiment.config.elastic else experiment.places
         self._pending = [values for values in log.pending(start) if np.size(values['loss']) == count]
-        self._carried = len(self._pending)
+        self._carried = self._untimed = len(self._pending)
 
-    def restart(self) -> None:
+    def _restart(self) -> None:
         self._pending = []
         self._carried = 0  # how many of them an earlier process measured, of all workers
+        self._untimed = 0  # how many of them were made before `_started`
         self._started = time.perf_counter()
 
     def add(self, measured: dict[str, Any]) -> None:
         self._pending.append(measured)
+        if not self._compiled:
+            jax.block_until_ready(measured)
+            self._compiled, self._untimed, self._started = True, len(self._pending), time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done in the block does not count as time of the steps."""
+        jax.block_until_ready(self._pending[-1:])
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._started += time.perf_counter() - since
 
     def mark_due(self, done: int) -> None:
         """Makes the record up to step `done`, the last one added, due; `flush` it before the next step."""
@@ -67,19 +85,30 @@ class Window:
         done, self._end = self._end, None
         losses, taken = self._checked_losses(done)
         config, dataset = self._experiment.config, self._experiment.dataset
-        units = (len(losses) - self._carried) * config.batch_size * dataset.units_per_example
         figures = [name for name in self._pending[0] if name != 'taken' and taken.any()]
         record = {
             'step': done,
             **{name: float(self._values(name)[taken].mean()) for name in figures},
-            'learning_rate': float(self._experiment.schedule(done - 1)),
-            f'{dataset.unit}_per_second': units / (time.perf_counter() - self._started),
-        } | self.position(done)
+            'learning_rate': self._learning_rate(done, taken),
+        }
+        if timed := len(losses) - self._untimed:
+            units = timed * config.batch_size * dataset.units_per_example
+            record[f'{dataset.unit}_per_second'] = units / (time.perf_counter() - self._started)
+        record |= self.position(done)
         if config.skip_nonfinite:
             record['skipped'] = int((~taken).sum())
+            self._not_taken += record['skipped']
         self._log.write(record)
-        self.restart()
+        self._restart()
         return record
+
+    def _learning_rate(self, done: int, taken: np.ndarray) -> float:
+        """That of the last step, or of the last that was taken: others do not move the schedule."""
+        config = self._experiment.config
+        # A worker that leaves out its own update still moves it, like the workers that do not.
+        holds = config.skip_nonfinite and not config.overlap
+        skipped = self._not_taken + int((~taken).sum()) if holds else 0
+        return float(self._experiment.schedule(max(done - skipped - 1, 0)))
 
     def _checked_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
         """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].

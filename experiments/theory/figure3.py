@@ -1,6 +1,6 @@
 """Figure 3 with BatchNorm recalibrated: how much of x's early lead over y is BatchNorm's?
 
-    for ratio in 64 256; do for seed in 0 1 2; do python train.py --config=configs/digits.py \
+    for ratio in 64 256; do for seed in 0 1 2; do python train.py --config=configs/digits.py:num_epochs=280 \
         --config.workers_per_device=16 --config.recalibrate_batches=8 --config.eval_every_epochs=10 \
         --config.ratio=$ratio --config.seed=$seed --workdir=runs/figure3_recalibrated/$ratio-$seed; done; done
     python experiments/theory/figure3.py runs/figure3_recalibrated

@@ -168,6 +168,46 @@ def test_sparse_loco_equals_oracle(every, ratio):
     assert np.ptp(np.diff(expected, axis=0)[every - 1 :: every], axis=0).max() > 1e-2
 
 
+HELD = {  # what may hold a NaN from step to step
+    **{name: case[0] for name, case in CASES.items()},
+    'cser': lambda axis: baselines.cser(BLOCK, BLOCK, axis),
+    'sparse_loco': lambda axis: baselines.sparse_loco(4, axis),
+    'sparse_loco in rounds': lambda axis: baselines.sparse_loco(4, axis, every=4),
+    'onebit_adam, dense': lambda axis: baselines.onebit_adam(axis, freeze_after=NUM_STEPS),
+}
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('name', HELD)
+def test_a_nan_that_a_worker_keeps_is_seen_by_all_in_x(name, value):
+    """Of one element of one worker's gradient, at one step."""
+    link, params = HELD[name]('workers'), jax.tree.map(jnp.asarray, INITIAL)
+
+    def trained(worker):
+        def step(carry, number):
+            params, state = carry
+            first, *others = (jnp.cos(x + worker + number) for x in params)
+            poison = jnp.where((worker == 1) & (number == 3), value, 0)
+            grads = first.at[0, 0].add(poison), *others
+            updates, state = link.update(grads, state, params)
+            return (jax.tree.map(lambda x, u: x - 0.01 * u, params, updates), state), None
+
+        return jax.lax.scan(step, (params, link.init(params)), jnp.arange(NUM_STEPS))[0]
+
+    x, state = vmapped(trained, jnp.arange(NUM_WORKERS))
+    is_lost = not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    for worker in range(NUM_WORKERS):
+        assert all(np.isfinite(leaf[worker]).all() for leaf in jax.tree.leaves(x)) != is_lost
+
+
+@pytest.mark.parametrize('name', ['cser', 'sparse_loco'])
+def test_a_nan_that_is_sent_is_not_kept_as_well(name):
+    everything = def_jax.identity()
+    links = {'cser': baselines.cser(BLOCK, everything, None), 'sparse_loco': baselines.sparse_loco(1, None)}
+    updates, state = links[name].update(jnp.array([np.nan, 1.0]), links[name].init(jnp.zeros(2)))
+    assert np.isnan(updates[0]) and state.residual.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize('ratio', [64, 128])
 def test_a_message_has_the_bytes_of_its_ratio(ratio):
     params = {'w': jnp.zeros((256, 128)), 'b': jnp.zeros(4096)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import __main__, few_bits, pages, runner, spec, statistics, tuning
+from experiments import __main__, few_bits, methods, pages, runner, spec, statistics, tuning
 from experiments.spec import Record, Records, Spec
 from experiments.statistics import Side
 from experiments.tuning import Contender, Setting
@@ -27,12 +27,13 @@ def test_where_the_choice_is_certain_the_interval_is_students(seeds, paired):
     ours, theirs = sides(np.random.default_rng(0), 1.0, 0.0, seeds=seeds)
     a, b = ours.fresh[0], theirs.fresh[0]
     expected = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
-    found, interval = statistics.compared(ours, theirs), expected.confidence_interval()
-    assert found[:3] == pytest.approx((a.mean() - b.mean(), interval.low, interval.high), abs=1e-6)
-    assert found.p_value == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval()
+    for found in (statistics.at_chosen(ours, theirs), statistics.tuned_again(ours, theirs)):
+        assert found[:3] == pytest.approx((a.mean() - b.mean(), interval.low, interval.high), abs=1e-6)
+        assert found.p_value == pytest.approx(expected.pvalue)
 
 
-def test_an_open_choice_counts_in_mean_and_interval():
+def test_an_open_choice_counts_for_who_tunes_again_and_not_at_the_chosen_rates():
     """Two rates that tuning takes equally often, of which one is two points better with fresh seeds."""
     rng = np.random.default_rng(1)
     losses = rng.normal(size=(2, 20))
@@ -41,9 +42,13 @@ def test_an_open_choice_counts_in_mean_and_interval():
     open_, sgd = Side(tried, {0: values, 1: values + 2}), Side(CERTAIN, {0: rng.normal(0.0, 0.1, 20)})
     shares = statistics.shares(tried)
     assert shares[2] == 0 and 0.3 < shares[0] < 0.7 and set(statistics.likely(tried)) == {0, 1}
-    found = statistics.compared(open_, sgd)
+    found = statistics.tuned_again(open_, sgd)
     assert found.mean == pytest.approx(values.mean() + 2 * open_.weights[1] - sgd.mean)
     assert found.low < 0.1 and found.high > 1.9 and found.within(0.5) == 'yes' and found.p_value > 0.1
+    here, student = statistics.at_chosen(open_, sgd), stats.ttest_rel(open_.fresh[open_.chosen], sgd.fresh[0])
+    interval = student.confidence_interval()
+    assert here[1:] == pytest.approx((interval.low, interval.high, student.pvalue), abs=1e-6)
+    assert here.mean == pytest.approx(values.mean() + 2 * open_.chosen - sgd.mean)
 
 
 def test_rates_that_did_equally_well_are_drawn_by_lot_by_each_side_for_itself():
@@ -56,8 +61,8 @@ def test_rates_that_did_equally_well_are_drawn_by_lot_by_each_side_for_itself():
 
 def test_the_same_rate_of_both_sides_differs_in_nothing():
     (side,) = sides(np.random.default_rng(2), 0.0)
-    assert statistics.compared(side, side).p_value == pytest.approx(1.0)
-    assert statistics.compared(side, side).text() == '+0.00 [-0.00, +0.00]'
+    assert statistics.tuned_again(side, side).p_value == pytest.approx(1.0)
+    assert statistics.tuned_again(side, side).text() == '+0.00 [-0.00, +0.00]'
 
 
 # --- Rates ---
@@ -129,6 +134,29 @@ def test_every_likely_rate_gets_fresh_seeds_that_choose_nothing(tmp_path, monkey
         Setting('', 'digits', {}, [], tuning_seeds=[3], seeds=[3], margin=0)
 
 
+def test_runs_of_another_arithmetic_are_not_those_of_the_library_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setitem(runner.EXECUTORS, 'lanes', toy)
+    sgd, old = SETTING.contenders[0], Contender('DEF-Q', 'def_q', {'ratio': 64, 'bits': 2}, 0.1)
+    new, records = old._replace(revision=methods.REVISION), Records(tmp_path / 'runs.jsonl')
+    get = runner.Runner(records, ORIGIN)
+    for contender, words in (
+        (old, "of revision 'own chunk exact'"),
+        (sgd._replace(revision='x'), "of revision ''"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tuning.cell(SETTING, contender, get)
+    setting = dataclasses.replace(SETTING, contenders=[sgd, new])
+    runner.train([setting], get)
+    pages.write_experiment([setting], '{table}{origins}', tmp_path)
+    assert 'before' not in (tmp_path / 'README.md').read_text()
+    for record in [each for each in records if each.spec.revision]:
+        records.add(dataclasses.replace(record, spec=dataclasses.replace(record.spec, revision='')))
+    pages.write_experiment(
+        [dataclasses.replace(SETTING, contenders=[sgd, old])], '{table}{origins}', tmp_path
+    )
+    assert "ran before a worker's own chunk stayed exact" in (tmp_path / 'README.md').read_text()
+
+
 # --- Records ---
 
 
@@ -188,7 +216,7 @@ def test_a_record_names_commit_machine_and_versions_and_no_dirty_checkout(monkey
 
 def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few_bits, 'SETTINGS', [SETTING])
-    toy_page = re.sub(r'few_bits;[^>]*; difference', 'few_bits; toy; DEF; difference', few_bits.PAGE)
+    toy_page = re.sub(r'few_bits;[^>]*; (\w+ ?\w*) -->', r'few_bits; toy; DEF; \1 -->', few_bits.PAGE)
     monkeypatch.setattr(few_bits, 'PAGE', toy_page)
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 2
     assert 'no setting has two finished methods' in capsys.readouterr().err
@@ -199,8 +227,9 @@ def test_few_bits_writes_its_page_from_records(tmp_path, monkeypatch, capsys):
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 0
     page, picture = (tmp_path / 'few_bits' / name for name in ('README.md', 'differences.png'))
     text, drawn = page.read_text(), picture.read_bytes()
-    (number,) = set(re.findall(r'difference -->(.+?)<!--', text))
-    assert f'| {number} |' in text
+    here, again = re.findall(r'\| ([-+.\d]+ \[.*?\])', text)
+    assert set(re.findall(r'difference -->(.+?)<!--', text)) == {here} != {again}
+    assert set(re.findall(r'tuned again -->(.+?)<!--', text)) == {again}
     assert '| toy | DEF |' in text and ' records: ' in text
     assert __main__.main(['page', 'few_bits', '--results', str(tmp_path)]) == 0
     assert (page.read_text(), picture.read_bytes()) == (text, drawn)

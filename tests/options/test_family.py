@@ -12,6 +12,8 @@ import def_jax
 
 NUM_WORKERS, NUM_STEPS, EVERY, RATE = 3, 24, 4, 0.05
 OUTER = dict(learning_rate=0.7, momentum=0.9)
+TUNED = dict(learning_rate=1.4, momentum=0.5)
+NESTEROV = optax.sgd(**TUNED, nesterov=True)
 GRADIENT = gradient(NUM_WORKERS, NUM_STEPS)
 DATA = mlp_data(NUM_WORKERS, num_steps=NUM_STEPS)
 
@@ -30,6 +32,7 @@ ADAM, PLAIN = (optax.adam(0.01), family.adam(0.01)), (optax.sgd(RATE), family.mo
 LOCAL = [
     ('local_sgd', SGD, {'every': EVERY}, lambda _: family.local_sgd(EVERY)),
     ('diloco', ADAM, {'every': EVERY}, lambda _: family.diloco(EVERY, **OUTER)),
+    ('diloco', ADAM, {'every': EVERY, 'outer': NESTEROV}, lambda _: family.diloco(EVERY, **TUNED)),
     # The fragments are blocks of every tensor, in turn; the outer momentum of the others rests.
     (
         *('streaming_diloco', PLAIN, {'ratio': 2, 'every': EVERY}),
@@ -37,9 +40,10 @@ LOCAL = [
     ),
     ('sparta', SGD, {}, lambda c: family.sparta(multipliers(c, num_steps=NUM_STEPS))),
 ]
+IDS = [f'{name}, own outer' if 'outer' in options else name for name, _, options, _ in LOCAL]
 
 
-@pytest.mark.parametrize(('name', 'inner', 'options', 'synchronise'), LOCAL, ids=[case[0] for case in LOCAL])
+@pytest.mark.parametrize(('name', 'inner', 'options', 'synchronise'), LOCAL, ids=IDS)
 def test_models_that_drift_apart(name, inner, options, synchronise):
     optimizer, compressor = named(name, inner[0], **options)
     sizes = {'num_workers': NUM_WORKERS, 'num_steps': NUM_STEPS}

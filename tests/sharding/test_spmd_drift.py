@@ -1,4 +1,4 @@
-"""What follows a link, or lies around it, sees x: copies of x stay alike. See also test_spmd_errors.py."""
+"""What follows a link, or lies around it, sees x: copies of x stay alike. See also test_common.py."""
 
 import jax
 import jax.numpy as jnp
@@ -40,18 +40,6 @@ def train(dist, steps=4):
     return params, state
 
 
-@pytest.mark.parametrize(
-    'optimizer',
-    [
-        optax.contrib.schedule_free(feedback(inner=SGD), 0.3),
-        optax.chain(feedback(inner=SGD, skip_nonfinite=True, bits=2), optax.scale_by_trust_ratio()),
-    ],
-    ids=['schedule_free', 'trust ratio'],
-)
-def test_copies_of_x_do_not_drift_apart(optimizer):
-    def_jax.assert_replicated(train(spmd(optimizer))[0], None)
-
-
 def test_what_follows_the_link_is_taken_at_x():
     rate = 0.05
     dist = spmd(optax.chain(feedback(inner=SGD, detach=1.0), optax.add_decayed_weights(-rate)))
@@ -75,26 +63,6 @@ def test_a_single_worker_of_several_devices():
     params, state = train(dist, 2)
     dist.output_params(params, state)
     dist.map(lambda p, s: def_jax.diagnostics.error_statistics(s, 'workers'))(params, state)
-
-
-PLATEAU = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=1.0)
-
-
-@pytest.mark.parametrize(
-    'optimizer', [optax.chain(feedback(inner=SGD), PLATEAU), feedback(inner=optax.chain(SGD, PLATEAU))]
-)
-def test_extra_arguments_reach_the_optimizer(optimizer):
-    dist = spmd(optimizer)
-    state = dist.init(PARAMS)
-    for _ in range(3):
-        updates, state = dist.update(GRADS, state, PARAMS, value=1.0)
-    assert np.all(optax.tree.get(state, 'scale') < 1)
-    def_jax.assert_replicated(updates, None)
-
-
-def test_a_hyperparameter_before_a_wrapper_is_no_moment():
-    clip = optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=1.0)
-    train(spmd(optax.chain(clip, feedback(inner=SGD))), 1)
 
 
 def test_a_learning_rate_set_by_hand():

@@ -74,7 +74,8 @@ def split(compiled):
     return [c for c in found if c.crosses(WORKERS)], [c for c in found if not c.crosses(WORKERS)]
 
 
-MESSAGE = 2 * SHARD // RATIO + BIAS // RATIO  # every device of a worker sends the bias's block
+# Each of a worker's four devices sends a quarter of the bias's block, which they then gather.
+MESSAGE = 2 * SHARD // RATIO + BIAS // RATIO // 4
 MOMENTUM = optax.sgd(0.1, momentum=0.9)
 
 
@@ -92,7 +93,7 @@ def test_only_blocks_cross_and_no_more_is_gathered_than_by_plain_fsdp():
     gathered, plainly = (
         sorted(c.elements for c in found if c.operation == 'all-gather') for found in (within, plain)
     )
-    assert gathered == plainly and max(gathered) == math.prod(SHAPES['in'])
+    assert gathered == sorted([*plainly, BIAS // RATIO]) and max(gathered) == math.prod(SHAPES['in'])
     dense = [c for c in plain if c.crosses(WORKERS)]
     assert sum(c.elements for c in dense) >= 2 * SHARD + BIAS  # what the message replaces
 
@@ -112,6 +113,7 @@ def test_the_update_copies_nothing_and_gathers_nothing(inner, options):
     compiled = compile_loop(inner, with_gradient=False, **options)
     energies = 1 if 'detach' in options else 0  # at the end of the message
     within = assert_the_message_alone_crosses(compiled, energies)
-    assert sum(c.elements for c in within) == 2 * energies  # both of λ's, summed over a worker
+    # Both of λ's, summed over a worker, and the bias's block.
+    assert sum(c.elements for c in within) == 2 * energies + BIAS // RATIO
     assert copies_of(compiled, SHARD // 2) == 0
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2 * SHARD * 0.25

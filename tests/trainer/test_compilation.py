@@ -38,8 +38,8 @@ def test_a_step_all_reduces_the_message_and_nothing_else(data_dir, changes, bits
 
 def test_a_message_in_few_bits_is_what_the_two_halves_of_an_all_reduce_carry(data_dir):
     """Scattered in chunks with their units, and gathered; a network of 75 k parameters at 64."""
-    config = fixtures.tiny_config(data_dir, method='def_q', ratio=64, model='resnet8', model_options={})
-    run = experiment.build(config)
+    changes = dict(method='def_q', ratio=64, model='resnet8', model_options={})
+    run = experiment.build(fixtures.tiny_config(data_dir, **changes))
     step = sent_by(next(compilation.programs(run)), run)
     halves = {collective.operation: collective.bytes for collective in step}
     assert halves.keys() == {'all-to-all', 'all-gather'}
@@ -47,6 +47,10 @@ def test_a_message_in_few_bits_is_what_the_two_halves_of_an_all_reduce_carry(dat
     assert sent.bytes_per_step == halves['all-to-all'] == pytest.approx(halves['all-gather'] * 4, rel=0.2)
     assert sent.bytes_per_step * 64 == pytest.approx(sent.dense_bytes_per_step, rel=0.05)
     assert sent.true_ratio == pytest.approx(4, rel=0.05)  # blocks of a quarter, in two bits
+    passed = halves['all-to-all'] / 2 + halves['all-gather'] * fixtures.NUM_WORKERS / 2
+    assert run.on_the_wire.bytes_per_step == passed
+    virtual = experiment.build(fixtures.tiny_config(data_dir, workers_per_device=2, **changes))
+    assert (virtual.communication, virtual.on_the_wire) == (sent, run.on_the_wire)
 
 
 def test_evaluations_have_programs_of_their_own(data_dir):
@@ -56,7 +60,7 @@ def test_evaluations_have_programs_of_their_own(data_dir):
     of_all = 4 * (2 + fixtures.NUM_WORKERS)  # evaluations of x, y, and each worker's own
     assert executions["a worker's own parameters"] == 4 * fixtures.NUM_WORKERS
     assert executions['batch statistics'] == 2 * of_all
-    batches = sum(len(list(run.test_batches(split))) for split in ('test', 'train'))
+    batches = sum(len(list(run.test_batches(run.evaluated[split]))) for split in ('test', 'train'))
     assert executions['test sums'] == batches * 2 * of_all
 
 

@@ -107,9 +107,11 @@ def test_statistics_are_recalibrated_at_each_point(random_state, plain_evaluatio
     monkeypatch.setattr(layers, 'STATISTICS_MOMENTUM', 0.99)  # whatever the model's is
     run = experiment.build(fixtures.tiny_config(data_dir, recalibrate_batches=2))
     record = loop.evaluate(run, fixtures.placed(random_state, run), 20)
+    trained = loop.trained_variables(run, fixtures.placed(random_state, run))  # what a run leaves behind
     for point, params in points_of(random_state).items():
         stats = measured_statistics(run, random_state, params)
         _, expected = plain_evaluation(params, stats)
+        assert plain_evaluation(**trained[point])[1] == pytest.approx(expected, rel=1e-4)
         assert record[f'test_loss_{point}'] == pytest.approx(expected, rel=1e-4)
         _, running = plain_evaluation(params, mean_stats(random_state))
         assert expected != pytest.approx(running, rel=1e-2)

@@ -30,6 +30,7 @@ HERE = 'trainer.configuration.factories_to_find'
 
 def test_a_run_leaves_these_files_and_no_others(recorded):
     files = {'config.json', 'curves.png', 'lock', 'metrics.jsonl', 'result.json'}
+    files |= {'x.safetensors', 'y.safetensors'}
     assert {path.name for path in recorded.folder.iterdir()} == files | {'checkpoints', 'tensorboard'}
     assert {path.name for path in (recorded.folder / 'checkpoints').iterdir()} == {'15', '20'}
     config = json.loads((recorded.folder / 'config.json').read_text())
@@ -353,7 +354,7 @@ def test_a_plain_transformation_trains_as_the_librarys_own_on_virtual_workers_to
 
 
 def test_its_state_is_of_each_worker_and_an_interrupted_run_goes_on(data_dir, recorded, tmp_path):
-    method = {'method': f'{HERE}:average', 'method_options': {'scale': 0.5}}
+    method = {'method': f'{HERE}:average', 'method_options': {'scale': 0.5, 'ratio': 8}}
     config = fixtures.tiny_config(data_dir, num_epochs=2, **method)
     whole = fixtures.train(config, tmp_path / 'whole')
     with fixtures.signalled(15, 7), pytest.raises(loop.InterruptedRunError):

@@ -133,6 +133,21 @@ def test_a_planted_difference_stops_the_run_with_its_name(data_dir, tmp_path):
     assert 'do not agree on params.Dense_0.bias: device(s) 2' in str(error.value)
 
 
+def test_several_processes_start_alike_or_not_at_all(data_dir, tmp_path, monkeypatch):
+    """Each draws the first parameters for itself, and with another setting of JAX draws others."""
+    run = experiment.build(fixtures.tiny_config(data_dir))
+    poison = with_unequal(lambda state: state.params['Dense_0']['kernel'])
+    monkeypatch.setitem(run.steps.__dict__, 'init', lambda init=run.steps.init: poison(init()))
+    monkeypatch.setattr(
+        loop, '_check_same', lambda run: monkeypatch.setattr(loop.processes, 'count', lambda: 2)
+    )
+    with pytest.raises(
+        loop.ReplicasDifferError, match=r'after step 0 .* do not agree on params.Dense_0.kern'
+    ):
+        fixtures.train(fixtures.tiny_config(data_dir), tmp_path)
+    assert not (tmp_path / 'metrics.jsonl').exists()
+
+
 @pytest.mark.parametrize(('deliver', 'step'), [(bool, 5), (signal.raise_signal, 3)])
 def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path, deliver, step):
     """A checkpoint takes one copy and would hide it: the check comes before, whatever its period."""

@@ -20,11 +20,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.sharding import SingleDeviceSharding
 
+from def_jax.ground.random import is_typed
 from def_jax.state.regrouping import regroup
 from def_jax.trainer.checkpointing import manifest, regrouping
 from def_jax.trainer.checkpointing.manifest import DamagedError
 from def_jax.trainer.checkpointing.workdir import bound_settings, describe_differences, sync
+from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.errors import one_line
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.launch import processes
@@ -102,6 +105,7 @@ class Checkpoints:
             'step': step,
             'workers': list(shape),
             'shards': run.workers.devices_per_row,
+            'inside': run.config.inside,
             'batch_size': run.config.batch_size,
             'num_steps': run.num_steps,
             'data': self._data,
@@ -163,6 +167,11 @@ class Checkpoints:
             for old in [step for step in self.steps() if step <= self._newest][: -self._keep]:
                 shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next wait tries again
 
+    def tidy(self) -> None:
+        """Does what `wait` does if the last save has finished; one that has not goes on beside training."""
+        if self._commit is None or self._commit[1].done():
+            self.wait()
+
     def close(self) -> None:
         """Waits for the last save and releases all resources."""
         try:
@@ -208,10 +217,11 @@ class Checkpoints:
     def _read(self, path: Path, step: int, like: TrainState) -> TrainState:
         content, shapes = self._verified(path, step, like)
         saved, workers, own = tuple(content['workers']), self._run.workers, self._run.is_per_worker
-        if in_place := saved == workers.shape and not self._whole:
+        together = content.get('inside', 1) == self._run.config.inside  # as many devices make up a worker
+        if in_place := together and saved == workers.shape and not self._whole:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, workers.spread(like, own))
         else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
-            target = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
+            target = jax.tree.map(_whole, shapes)
         try:
             state = self._checkpointer.restore(path / _ARRAYS, target)
         except Exception as error:  # orbax and tensorstore raise many types on a damaged file
@@ -221,6 +231,8 @@ class Checkpoints:
         if content.get('data', self._data) != self._data:
             self.notes.append('data: other examples than before')
         if not in_place:
+            if not together:  # devices that are one worker now may have been of several
+                state, saved = regroup(state, own, saved, (1,)), (1,)
             state = regroup(state, own, saved, workers.shape)
         return state if self._whole else workers.own_rows(state, like, own)
 
@@ -230,7 +242,9 @@ class Checkpoints:
         def look():
             try:
                 content = manifest.read_verified(path, step)
-                if changes := describe_differences(content['settings'], self._settings):
+                # Which settings may change is this version's to say, not that of the one that wrote them.
+                saved = {k: v for k, v in content['settings'].items() if k in self._settings or k not in KEYS}
+                if changes := describe_differences(saved, self._settings):
                     raise DamagedError(f'it belongs to a run with another configuration: {changes}')
                 shapes = regrouping.shapes(self._run, like, tuple(content['workers']))
                 _check_leaves(content['leaves'], manifest.leaves_of(shapes))
@@ -245,6 +259,14 @@ class Checkpoints:
 
     def _partial(self, step: int) -> Path:
         return self._folder / f'{step}{_PARTIAL}'
+
+
+def _whole(shape: jax.ShapeDtypeStruct) -> np.ndarray | jax.ShapeDtypeStruct:
+    """What orbax restores as an array in NumPy; typed keys, which NumPy can't hold, on a device."""
+    if is_typed(shape):
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=here)
+    return np.broadcast_to(np.zeros((), shape.dtype), shape.shape)
 
 
 def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any]) -> None:

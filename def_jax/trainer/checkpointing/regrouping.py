@@ -9,6 +9,7 @@ import jax
 from def_jax.ground.types import PyTree
 from def_jax.state.ownership import each
 from def_jax.state.regrouping import num_stacked
+from def_jax.trainer.configuration import parts
 from def_jax.trainer.experiment import Experiment
 
 __all__ = ['describe', 'shape_of', 'shapes']
@@ -45,11 +46,18 @@ def describe(saved: Mapping[str, Any], experiment: Experiment) -> list[str]:
     elif workers != shape:
         places = ' x '.join(map(str, shape)) + (' devices x virtual' if len(shape) > 1 else '')
         lines.append(f'workers: the same {old}, now as {places} workers; the state is unchanged')
+    inside, now = saved.get('inside', 1), experiment.config.inside
+    if inside != now:
+        lines.append(f'devices a worker: {inside} before, {now} now; each receives the mean of all residuals')
     if shards != devices:
         lines.append(f'devices a worker: {shards} before, {devices} now; blocks are cut from other shards')
     if batch_size != batch:
         lines.append(f'batch: {batch_size} examples before, {batch} now; epochs count by the new')
     if (steps := saved.get('num_steps', experiment.num_steps)) != experiment.num_steps:
-        rate = 'the schedule is now that of the new length'
+        before = parts.make_schedule(experiment.config, steps)
+        rates = [float(schedule(saved['step'])) for schedule in (before, experiment.schedule)]
+        rate = 'the schedule is now that of the new length: learning rate {:g} before, {:g} now'.format(
+            *rates
+        )
         lines.append(f'steps: {steps:,} in all before, {experiment.num_steps:,} now; {rate}')
     return lines

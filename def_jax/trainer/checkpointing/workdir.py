@@ -11,14 +11,17 @@ import shutil
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_collections
 
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.launch import processes
 
-__all__ = ['bound_settings', 'claim', 'describe_differences', 'locked', 'record', 'sync', 'write_json']
+__all__ = [
+    *('append_to', 'bound_settings', 'claim', 'describe_differences', 'locked'),
+    *('record', 'sync', 'write_json'),
+]
 
 _RECORD = 'config.json'
 _PARTIAL, _PARTIAL_RECORD = '.partial', r'config\.json.*\.partial'
@@ -29,7 +32,8 @@ def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict, *, exis
     """Creates the folder for a run of `config`, or reuses the one an earlier start created.
 
     With `exists`, another process of the run claims it, which may take a minute to be seen. Raises ValueError
-    if it belongs to a run with another configuration, holds other files, or cannot be written to.
+    if it belongs to another user or to a run with another configuration, holds other files or links, or
+    cannot be written to.
     """
     try:
         workdir = Path(workdir).expanduser().absolute()
@@ -39,6 +43,11 @@ def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict, *, exis
     if found := sorted({'*', '?', '['} & set(str(workdir))):
         why = 'but orbax reads such a path as a pattern. Choose a --workdir without *, ? and [.'
         raise ValueError(f'{what} contains {" ".join(found)}, {why}')
+    try:
+        str(workdir).encode()
+    except UnicodeEncodeError:
+        why = 'is not text in UTF-8, as orbax needs it. Set PYTHONUTF8=1, or choose another'
+        raise ValueError(f'{what} {why}.') from None
     end = time.monotonic() + processes.LATE_SECONDS
     while exists and not path.exists():
         if time.monotonic() > end:
@@ -47,6 +56,8 @@ def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict, *, exis
     # Listed before looking for the configuration: another start may be claiming the folder now. A record may
     # be a killed start's partial one, or listed by NFS before it is seen.
     listed = [file.name for file in workdir.iterdir()] if workdir.is_dir() else []
+    if workdir.is_dir():
+        _check_ours(workdir, listed)
     foreign = [name for name in listed if name != _RECORD and not re.fullmatch(_PARTIAL_RECORD, name)]
     if not path.exists():
         if foreign or (workdir.exists() and not workdir.is_dir()):
@@ -60,11 +71,24 @@ def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict, *, exis
             raise ValueError(f'{what} cannot be written to ({error}). {cure}.') from error
     theirs = _read(path)
     bound = {'never'} if theirs.get('num_workers') != ours['num_workers'] else {'never', 'with_workers'}
-    free = {name for name, key in KEYS.items() if key.change not in bound}
+    free = {
+        name for name, key in KEYS.items() if key.change not in bound and not _shrinks(theirs, ours, name)
+    }
     if changes := describe_differences(theirs, ours, free):
         cure = 'Choose another --workdir, or the same configuration to resume that run'
         raise ValueError(f'{what} holds a run with another configuration ({changes}). {cure}.')
     return workdir
+
+
+def _check_ours(workdir: Path, listed: Collection[str]) -> None:
+    """Raises ValueError if what is written to the folder could end up in, or come from, another place."""
+    what = f'workdir={str(workdir)!r}'
+    if (owner := workdir.stat().st_uid) not in (os.geteuid(), 0):  # a volume is often root's
+        cure = 'Choose another, or make it yours with chown'
+        raise ValueError(f'{what} belongs to the user {owner}, and this is {os.geteuid()}. {cure}.')
+    if links := sorted(name for name in listed if (workdir / name).is_symlink()):
+        why = 'and a run would overwrite the files that they lead to. Remove them, or choose another folder'
+        raise ValueError(f'{what} holds the links {", ".join(links)}, {why}.')
 
 
 def _unclaim(workdir: Path) -> None:
@@ -95,6 +119,12 @@ def shared_settings(config: ml_collections.ConfigDict) -> str:
     return json.dumps(_settings(config) | {'data_dir': ''}, sort_keys=True)
 
 
+def _shrinks(theirs: dict[str, Any], ours: dict[str, Any], name: str) -> bool:
+    """Whether a length that may only grow would become shorter, or be given in another unit."""
+    old, new = theirs.get(name), ours[name]
+    return KEYS[name].change == 'grows' and (not isinstance(old, int) or new < old or (not old and bool(new)))
+
+
 def bound_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The settings that a run's state depends on: all that may not change on resumption."""
     return {name: value for name, value in _settings(config).items() if KEYS[name].change == 'never'}
@@ -114,7 +144,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context((workdir / 'lock').open('a'))
+            file = stack.enter_context(append_to(workdir / 'lock'))
             folder = os.open(workdir, os.O_RDONLY)
         except OSError as error:
             raise ValueError(f'workdir={str(workdir)!r} cannot be written to ({error}).') from error
@@ -157,6 +187,12 @@ def write_json(path: Path, content: Any, *, new: bool = False) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def append_to(path: Path) -> BinaryIO:
+    """Opens a file for appending, or creates it; OSError if it is a link."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o666), 'ab')
 
 
 def sync(path: Path) -> None:

@@ -22,7 +22,8 @@ from def_jax.trainer.tasks import TASKS
 
 __all__ = ['KEYS', 'LIBRARY', 'SECTIONS', 'Key', 'get_defaults', 'override']
 
-LIBRARY = [name for name in OPTIONS if name != 'outer']  # keys that are its arguments, which it checks
+# Keys that are arguments of the library, which checks them; here, a worker of one device has inside=1.
+LIBRARY = [name for name in OPTIONS if name not in ('outer', 'inside')]
 
 
 def _is_json(value: Any) -> bool:
@@ -39,11 +40,11 @@ class Key(NamedTuple):
     default: Any  # its value if nobody sets it; None where the method chooses
     help: str
     table: Mapping[str, Any] = {}  # the factories that have a name, if it names a factory
-    passed: Mapping[str, Any] = {}  # keys, to the factory: `...` if it must take it, else the unused value
     least: int = 0  # of an integer
     below: float = math.inf  # of another number
     words: tuple[str, ...] = ()  # the only ones allowed
-    change: Literal['never', 'always', 'regroups', 'with_workers'] = 'never'  # when a run is resumed
+    # When a run is resumed; what `grows` may not fall, and 0 stays 0.
+    change: Literal['never', 'always', 'regroups', 'with_workers', 'grows'] = 'never'
 
     def check(self, name: str, value: Any) -> None:
         """Raises ValueError unless the value of a key that is not the library's is allowed."""
@@ -74,7 +75,7 @@ class Key(NamedTuple):
 
 SECTIONS: dict[str, dict[str, Key]] = {
     'Method': {
-        'method': Key('def', 'how the workers communicate', METHODS, {'axis_name': ...}),
+        'method': Key('def', 'how the workers communicate', METHODS),
         'ratio': Key(64.0, 'one element in `ratio` is sent; of `def_q`, one byte in `ratio`'),
         'bits': Key(None, 'of a number: 1, 2, 4, 8, 16 or 32; None leaves it to the method'),
         'order': Key(None, 'of the blocks: `random`, `shuffled` or `cyclic`; None likewise'),
@@ -85,13 +86,15 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'average_every': Key(0, "SAEF's period P: steps between averages of the residuals; 0: never"),
         'rank': Key(0, "of PowerSGD's factors; 0: the largest that sends no more than `ratio` allows"),
         'chunk': Key(64, 'the longest edge of a chunk of DeMo or SparseLoCo'),
+        'error_decay': Key(0.95, "multiplies SparseLoCo's error at every message"),
         'freeze_after': Key(100, 'dense steps of 1-bit Adam before its second moment is frozen'),
         'skip_nonfinite': Key(False, 'all workers skip a step with an update that is not finite'),
         'overlap': Key(False, 'messages travel during the next gradient; x is one step behind'),
-        'outer': Key('', 'the optimizer that applies the message; empty to add it', OPTIMIZERS),
+        'outer': Key('', "applies the message; empty for the method's: DiLoCo's own, else added", OPTIMIZERS),
     },
     'Workers': {
         'num_workers': Key(16, 'K, over all devices', least=1, change='regroups'),
+        'inside': Key(1, 'devices of a worker, each with its part of the batch', least=1, change='regroups'),
         'workers_per_device': Key(1, 'virtual workers: the run on fewer devices', least=1, change='regroups'),
         'shards_per_worker': Key(1, 'devices that share its tensors and batch', least=1, change='regroups'),
         'sequential_workers': Key(False, 'in turn on a device, as convolutions want it', change='always'),
@@ -101,41 +104,39 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'fake_devices': Key(False, 'the devices are simulated on this CPU', change='always'),
     },
     'Task, data set and model': {
-        'task': Key('image_classification', 'loss and metrics', TASKS, {'model': ..., 'dataset': ...}),
+        'task': Key('image_classification', 'loss and metrics', TASKS),
         'dataset': Key('digits', 'the examples', FACTORIES),
         'data_dir': Key('', "where TFDS stores data sets; empty for TFDS's default", change='always'),
         'train_examples': Key(0, 'limits the training split to its first ones; 0 means all'),
         'validation_examples': Key(0, 'holds out the last training ones; 0 keeps the validation split'),
-        'test_examples': Key(0, 'limits the test split to its first examples; 0 means all'),
+        'test_examples': Key(0, 'limits the test split to its first examples; 0 means all', change='always'),
         'model': Key('vgg_digits', 'the network', ChainMap(LANGUAGE_MODELS, MODELS)),
         'compute_dtype': Key('float32', 'of the network, not of parameters', words=('float32', 'bfloat16')),
     },
     'Optimization': {
         'batch_size': Key(128, 'examples per step, over all workers', least=1, change='with_workers'),
         'accumulate': Key(1, "equal parts of a worker's batch, to save memory", least=1),
-        'num_epochs': Key(280, "the run's length", least=1),
-        'num_steps': Key(0, "the run's length in steps; 0 means `num_epochs`"),
+        'num_epochs': Key(280, "the run's length", least=1, change='grows'),
+        'num_steps': Key(0, "the run's length in steps; 0 means `num_epochs`", change='grows'),
         'learning_rate': Key(0.1, 'η, the peak of the schedule'),
-        'schedule': Key(
-            *('drops', '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay', SCHEDULES),
-            dict(learning_rate=..., num_steps=..., learning_rate_drops=(0.5, 0.75)),
-        ),
+        'schedule': Key('drops', '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay', SCHEDULES),
         'learning_rate_drops': Key((0.5, 0.75), 'fractions of the run at which `drops` divides it by ten'),
-        'optimizer': Key(
-            *('sgd', "the workers' own optimizer", OPTIMIZERS),
-            dict(learning_rate=..., momentum=0.9, weight_decay=0),
-        ),
+        'optimizer': Key('sgd', "the workers' own optimizer", OPTIMIZERS),
         'momentum': Key(0.9, 'of `sgd`; an option of the others', below=1),
         'weight_decay': Key(5e-4, "`sgd`'s L2 penalty; decoupled in the others"),
         'seed': Key(0, 'of the initial parameters, the batches and the blocks'),
     },
     'Output': {
-        'eval_every_epochs': Key(20, 'epochs between evaluations; each writes a checkpoint', least=1),
-        'eval_every_steps': Key(0, 'the same in steps; 0 means `eval_every_epochs`'),
-        'evaluate_on': Key('test', '`validation` for whatever compares runs', words=('test', 'validation')),
+        'eval_every_epochs': Key(
+            20, 'epochs between evaluations, each with a checkpoint', least=1, change='always'
+        ),
+        'eval_every_steps': Key(0, 'the same in steps; 0 means `eval_every_epochs`', change='always'),
+        'evaluate_on': Key(
+            'test', '`validation` for whatever compares runs', words=('test', 'validation'), change='always'
+        ),
         'log_every_steps': Key(20, 'steps per training record', least=1, change='always'),
-        'evaluate_train_examples': Key(0, 'how many training examples are also evaluated'),
-        'recalibrate_batches': Key(0, 'that recalibrate BatchNorm before each evaluation'),
+        'evaluate_train_examples': Key(0, 'how many training examples are also evaluated', change='always'),
+        'recalibrate_batches': Key(0, 'that recalibrate BatchNorm before each evaluation', change='always'),
         'diagnostics_every': Key(0, 'steps between `def_jax.diagnostics`; 0 means never', change='always'),
         'check_replicas_every': Key(0, 'steps between comparisons of copies; 0: never', change='always'),
         'keep_checkpoints': Key(2, 'how many checkpoints are kept', least=1, change='always'),

@@ -1,8 +1,6 @@
 """What a configuration names, by a name in a table or an import path `package.module:factory`, made."""
 
 import copy
-import functools
-import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,75 +10,93 @@ import ml_collections
 import optax
 
 from def_jax import def_adamw, def_sgd
-from def_jax.baselines.methods import METHODS, OPTIONS, Method, nearest
+from def_jax.baselines.methods import METHODS, OPTIONS, Method
 from def_jax.ground.types import AxisName
-from def_jax.trainer.configuration.defaults import KEYS, LIBRARY
-from def_jax.trainer.configuration.schedules import sgd
+from def_jax.trainer.configuration.defaults import KEYS
+from def_jax.trainer.configuration.schedules import OPTIMIZERS
 from def_jax.trainer.data.dataset import Dataset
 from def_jax.trainer.errors import explained
 from def_jax.trainer.state import PerWorker
 from def_jax.trainer.tasks.base import Task
 
-__all__ = ['Factory', 'complete', 'find_method', 'make_dataset', 'make_optimizer', 'make_task']
+__all__ = [
+    *('complete', 'find', 'find_method', 'make', 'make_dataset', 'make_model', 'make_optimizer'),
+    *('make_schedule', 'make_task'),
+]
 
 _PRESETS: dict[str, Callable[..., Any]] = {'sgd': def_sgd, 'adamw': def_adamw}  # of methods in bytes
 
 
-class Factory:
-    """The callable that `config[key]` names; raises ValueError unless it fits its entry in `KEYS`.
+def find(key: str, config: Mapping[str, Any]) -> Callable[..., Any]:
+    """The factory that `config[key]` names; ValueError if there is none.
+
+    >>> find('model', {'model': 'fractions:Fraction'})
+    <class 'fractions.Fraction'>
+    """
+    name = config[key]
+    with explained(f'{key}={name!r} cannot be used; start the program in its folder, or set PYTHONPATH'):
+        function = KEYS[key].table.get(name) or pkgutil.resolve_name(name)
+        if not callable(function):
+            raise TypeError(f'{function!r} is not a callable object')
+    return function
+
+
+def make(key: str, config: Mapping[str, Any], kind: Any, **given: Any) -> Any:
+    """Calls the factory that `config[key]` names, with what is given and its `_options`; returns a `kind`.
 
     >>> config = {'model': 'fractions:Fraction', 'model_options': {'numerator': 3}}
-    >>> Factory('model', config).make(object, denominator=4)
+    >>> make('model', config, object, denominator=4)
     Fraction(3, 4)
     """
-
-    def __init__(self, key: str, config: Mapping[str, Any]):
-        entry, name, self._key, self.name = KEYS[key], config[key], key, f'{key}={config[key]!r}'
-        self.options = ml_collections.ConfigDict(config[f'{key}_options']).to_dict()
-        self.passed = {argument: config[argument] for argument in entry.passed if argument in config}
-        with explained(f'{self.name} cannot be used; start the program in its folder, or set PYTHONPATH'):
-            preset = key == 'optimizer' and find_method(config).in_bytes and _PRESETS.get(name)
-            self.function = preset or entry.table.get(name) or pkgutil.resolve_name(name)
-            self.parameters = inspect.signature(self.function).parameters
-        for argument, unused in entry.passed.items():
-            if argument in self.options:
-                raise ValueError(f'{key}_options.{argument} cannot be set: config.{argument} is passed.')
-            if unused is not ... and not self.takes(argument) and (value := self.passed[argument]) != unused:
-                cure = f'Set {argument}={unused}, or see --config.{key}_options'
-                raise ValueError(f'{argument}={value!r} has no effect on {self.name}. {cure}.')
-        for argument in (*(each for each, unused in entry.passed.items() if unused is ...), *self.options):
-            if not self.takes(argument):
-                takes = ', '.join(self.parameters) + '.' + nearest(argument, self.parameters)
-                raise ValueError(f'{self.name} takes no argument {argument!r}, only {takes}')
-
-    def takes(self, argument: str) -> bool:
-        """Whether the callable has an argument of that name."""
-        return argument in self.parameters or any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
-
-    def make(self, kind: Any, **given: Any) -> Any:
-        """Calls the factory with what it takes of the keys and arguments given; returns a `kind`."""
-        taken = {name: value for name, value in {**self.passed, **given}.items() if self.takes(name)}
-        with explained(f'{self.name} with {self._key}_options={self.options}'):
-            made = self.function(**taken | self.options)
-        if not isinstance(made, kind):
-            wanted, found = f'{kind.__module__}.{kind.__qualname__}', f'{type(made).__name__} {made!r}'
-            raise ValueError(f'{self.name} must return {wanted}, but returned {found[:100]}.')
-        return made
+    name, function, options = f'{key}={config[key]!r}', find(key, config), _options(key, config, given)
+    with explained(f'{name} with {key}_options={options}'):
+        made = function(**given, **options)
+    if not isinstance(made, kind):
+        wanted, found = f'{kind.__module__}.{kind.__qualname__}', f'{type(made).__name__} {made!r}'
+        raise ValueError(f'{name} must return {wanted}, but returned {found[:100]}.')
+    return made
 
 
-def make_dataset(config: Mapping[str, Any]) -> Dataset:
+def _options(key: str, config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The further arguments of a factory; ValueError if one of them is given already."""
+    options = ml_collections.ConfigDict(config[f'{key}_options']).to_dict()
+    for argument in options.keys() & given.keys():
+        raise ValueError(f'{key}_options.{argument} cannot be set: it is passed, see config.{argument}.')
+    return options
+
+
+def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
     """Opens the data set, with as many examples as the configuration says."""
-    dataset = Factory('dataset', config).make(Dataset, data_dir=config['data_dir'] or None)
-    dataset = dataset.limited(**{name: config[name] for name in KEYS if name.endswith('_examples')})
-    dataset.evaluated(config['evaluate_on'])  # that there is one
+    folder = {'data_dir': config.data_dir} if config.data_dir else {}
+    dataset = make('dataset', config, Dataset, **folder).limited(
+        train_examples=config.train_examples,
+        validation_examples=config.validation_examples,
+        test_examples=config.test_examples,
+        evaluate_train_examples=config.evaluate_train_examples,
+    )
+    dataset.evaluated(config.evaluate_on)  # that there is one
     return dataset
 
 
-def make_task(config: Mapping[str, Any], dataset: Dataset) -> Task:
-    """Builds the model, which gets `dtype` and the data set's `model_options`, and the task."""
-    options = {**dataset.model_options, 'dtype': jnp.dtype(config['compute_dtype'])}
-    model = Factory('model', config).make(object, **options)
-    return Factory('task', config).make(Task, model=model, dataset=dataset)
+def make_model(config: ml_collections.ConfigDict, model_options: Mapping[str, Any]) -> Any:
+    """Builds the model; the data set's `model_options` and `dtype` are defaults of its own."""
+    given = dict(model_options)
+    if config.compute_dtype != 'float32':
+        given['dtype'] = jnp.dtype(config.compute_dtype)
+    return make('model', config, object, **{k: v for k, v in given.items() if k not in config.model_options})
+
+
+def make_task(config: ml_collections.ConfigDict, dataset: Dataset) -> Task:
+    """Builds the model and the task."""
+    return make('task', config, Task, model=make_model(config, dataset.model_options), dataset=dataset)
+
+
+def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
+    """Builds the schedule of the learning rate, of a run of so many steps."""
+    given = dict(learning_rate=config.learning_rate, num_steps=num_steps)
+    if config.schedule == 'drops':
+        given['learning_rate_drops'] = config.learning_rate_drops
+    return make('schedule', config, Callable, **given)
 
 
 def make_optimizer(
@@ -90,38 +106,93 @@ def make_optimizer(
 
     The L2 penalty of `sgd` has its gradient at the detached point, Algorithm 1, line 6.
     """
-    config, method, factory = complete(config), find_method(config), Factory('optimizer', config)
-    given = {name: config[name] for name in LIBRARY}
-    if config['outer']:
-        given['outer'] = Factory('outer', config).make(optax.GradientTransformation)
-    if factory.function in _PRESETS.values():
-        for name in given.keys() - {'ratio', 'average_every'}:  # which every run has
-            if not factory.takes(name) and given[name] != KEYS[name].default:
-                what = f'method={config["method"]!r} with {factory.name}'
-                raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')
-        given |= {'compression': given['ratio'], 'axis_name': axis_name, 'seed': config['seed']}
-        given |= {**factory.passed, 'learning_rate': learning_rate, **factory.options}
-        return factory.function(**{name: value for name, value in given.items() if factory.takes(name)})
-    decay, blocks = config['weight_decay'], {name: given.pop(name) for name in ('order', 'allocation')}
-    of_vectors = {'adam_weight_decay': decay} if 'adam_weight_decay' in factory.parameters else {}
-    shared = factory.make(optax.GradientTransformation, learning_rate=learning_rate, **of_vectors)
-    local = optax.add_decayed_weights(decay) if factory.function is sgd else optax.identity()
-    compressor = method.compressor(given['ratio'], bits=given['bits'], **blocks)
-    outer = f'outer={config["outer"]!r} with {dict(config["outer_options"])}'
-    with explained(f'{outer} cannot make an update', (TypeError, AttributeError)):  # the library tries it
-        optimizer = method.optimizer(local, shared, axis_name, compressor, seed=config['seed'], **given)
-    return optimizer
+    config, method = complete(config), find_method(config)
+    outer = {'outer': make('outer', config, optax.GradientTransformation)} if config.outer else {}
+    if method.in_bytes and config.optimizer in _PRESETS:
+        return _preset(config, learning_rate, axis_name, outer)
+    local, given = optax.identity(), {'learning_rate': learning_rate}
+    if config.optimizer == 'sgd':
+        local = optax.add_decayed_weights(config.weight_decay)
+        given |= dict(momentum=config.momentum)
+    elif config.optimizer in OPTIMIZERS:
+        given |= dict(weight_decay=config.weight_decay)
+    shared = make('optimizer', config, optax.GradientTransformation, **given)
+    compressor = method.compressor(
+        ratio=config.ratio, bits=config.bits, order=config.order, allocation=config.allocation
+    )
+    what = f'outer={config.outer!r} with {dict(config.outer_options)}'
+    with explained(f'{what} cannot make an update', (TypeError, AttributeError)):  # the library tries it
+        return method.optimizer(
+            local,
+            shared,
+            axis_name,
+            compressor,
+            seed=config.seed,
+            inside=_inside(config),
+            ratio=config.ratio,
+            bits=config.bits,
+            detach=config.detach,
+            every=config.every,
+            decay=config.decay,
+            average_every=config.average_every,
+            rank=config.rank,
+            chunk=config.chunk,
+            error_decay=config.error_decay,
+            freeze_after=config.freeze_after,
+            skip_nonfinite=config.skip_nonfinite,
+            overlap=config.overlap,
+            **outer,
+        )
+
+
+def _inside(config: ml_collections.ConfigDict) -> int | None:
+    """The devices of a worker; None if it is one."""
+    return config.inside if config.inside > 1 else None
+
+
+def _preset(
+    config: ml_collections.ConfigDict,
+    learning_rate: optax.ScalarOrSchedule,
+    axis_name: AxisName,
+    outer: dict[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    """DEF-Q as `def_sgd` or `def_adamw`; ValueError if a key is set that these do not have."""
+    preset = _PRESETS[config.optimizer]
+    own = preset.__kwdefaults__ or {}
+    for name in ('every', 'decay', 'rank', 'chunk', 'error_decay', 'freeze_after', 'outer'):
+        if name not in own and config[name] != KEYS[name].default:
+            what = f'method={config.method!r} with optimizer={config.optimizer!r}'
+            raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')
+    given = dict(
+        learning_rate=learning_rate,
+        compression=config.ratio,
+        axis_name=axis_name,
+        inside=_inside(config),
+        bits=config.bits,
+        detach=config.detach,
+        order=config.order,
+        allocation=config.allocation,
+        weight_decay=config.weight_decay,
+        skip_nonfinite=config.skip_nonfinite,
+        overlap=config.overlap,
+        seed=config.seed,
+        **outer,
+    )
+    if config.optimizer == 'sgd':
+        given |= dict(momentum=config.momentum)
+    options = _options('optimizer', config, given)
+    with explained(f'optimizer={config.optimizer!r} with optimizer_options={options}', (TypeError,)):
+        return preset(**given, **options)
 
 
 def find_method(config: Mapping[str, Any]) -> Method:
     """The method: one of `METHODS`, or the factory of a transformation that averages over `axis_name`."""
     if config['method'] in METHODS:
         return METHODS[config['method']]
-    factory = Factory('method', config)
+    find('method', config)
 
-    @functools.wraps(factory.function)
-    def link(**given: Any) -> optax.GradientTransformation:
-        made = factory.make(optax.GradientTransformation, **given)
+    def link(axis_name: AxisName) -> optax.GradientTransformation:
+        made = make('method', config, optax.GradientTransformation, axis_name=axis_name)
 
         def update(updates, state, params=None):
             updates, inner = made.update(updates, state.state, params)
@@ -129,13 +200,7 @@ def find_method(config: Mapping[str, Any]) -> Method:
 
         return optax.GradientTransformation(lambda params: PerWorker(made.init(params)), update)
 
-    # Blocks are the library's: a factory that makes its own takes their options by `method_options`.
-    own = {'order', 'allocation', *factory.options}
-    takes = tuple(name for name in OPTIONS if name in factory.parameters.keys() - own)
-    for name in takes:
-        if factory.parameters[name].default is inspect.Parameter.empty and config[name] is None:
-            raise ValueError(f'{name}=None must be set: {factory.name} has no default for it.')
-    return Method(config['method'].rpartition(':')[2], 'x', kind='baseline', link=link, takes=takes)
+    return Method(config['method'].rpartition(':')[2], 'x', kind='baseline', link=link)
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -143,6 +208,6 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config, method = copy.deepcopy(config), find_method(config)
     own = {**OPTIONS, **method.sends, **method.options}
     if method.in_bytes and (preset := _PRESETS.get(config.optimizer)):
-        own |= {name: each.default for name, each in inspect.signature(preset).parameters.items()}
+        own |= preset.__kwdefaults__ or {}
     config.update({name: own[name] for name, key in KEYS.items() if key.default is config[name] is None})
     return config.lock()

@@ -7,7 +7,8 @@ import ml_collections
 
 from def_jax.baselines.methods import METHODS, Method, nearest
 from def_jax.trainer.configuration.defaults import KEYS, LIBRARY
-from def_jax.trainer.configuration.parts import Factory, complete, find_method, make_optimizer
+from def_jax.trainer.configuration.parts import complete, find, find_method, make_optimizer
+from def_jax.trainer.configuration.schedules import OPTIMIZERS
 
 __all__ = ['check_config', 'checked', 'of_keys']
 
@@ -40,8 +41,8 @@ def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             KEYS[name].check(name, config[name])
     for name, key in KEYS.items():
         if key.table and config[name] and config[name] not in METHODS:
-            Factory(name, config)
-    for name, why in _conflicts(config, find_method(config)):
+            find(name, config)
+    for name, why in (*_unused(config), *_conflicts(config, find_method(config))):
         value = config[name].to_dict() if name.endswith('_options') else config[name]
         raise ValueError(f'{name}={value!r} {why}')
     return complete(config)
@@ -58,6 +59,20 @@ def of_keys() -> Iterator[None]:
         raise ValueError(f'config.{text}') from error
 
 
+def _unused(config: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
+    """Keys that `parts` passes to some factories, and that are set for others."""
+    usual = {name: key.default for name, key in KEYS.items()} | {'weight_decay': 0}
+    drops = tuple(config.learning_rate_drops) != usual['learning_rate_drops']
+    for key, factory, is_set in (
+        ('momentum', 'optimizer', config.optimizer != 'sgd' and config.momentum != usual['momentum']),
+        ('weight_decay', 'optimizer', config.optimizer not in OPTIMIZERS and config.weight_decay),
+        ('learning_rate_drops', 'schedule', config.schedule != 'drops' and drops),
+    ):
+        if is_set:
+            cure = f'Set {key}={usual[key]}, or see --config.{factory}_options'
+            yield key, f'has no effect on {factory}={config[factory]!r}. {cure}.'
+
+
 def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tuple[str, str]]:
     """Keys at fault where some contradict each other, and what is wrong with their values."""
     virtual, shards, workers = config.workers_per_device, config.shards_per_worker, config.num_workers
@@ -70,13 +85,13 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
             yield f'{key}_options', f'has no effect on {key}={config[key]!r}. Leave it empty.'
     if config.outer and 'outer' not in method.options:
         yield 'outer', f"has no effect on {name}, which fixes it or sends no updates. Set outer=''."
-    if config.compute_dtype != 'float32' and not Factory('model', config).takes('dtype'):
-        yield 'compute_dtype', f'has no effect on model={config.model!r}, which takes no dtype. Leave it out.'
-    if size % workers:
-        near = size - size % workers or workers
-        yield 'batch_size', f'must be a multiple of num_workers={workers}, e.g. {near}.'
-    if own % config.accumulate:
-        yield 'accumulate', f'must divide the {own} examples of a worker, batch_size / num_workers.'
+    if size % (places := workers * config.inside):
+        near = size - size % places or places
+        inside = f' * inside={config.inside}' if config.inside > 1 else ''
+        yield 'batch_size', f'must be a multiple of num_workers={workers}{inside}, e.g. {near}.'
+    if (part := own // config.inside) % config.accumulate:
+        inside = ' / inside' if config.inside > 1 else ''
+        yield 'accumulate', f'must divide the {part} examples of a worker, batch_size / num_workers{inside}.'
     if workers % virtual:
         yield 'workers_per_device', f'must divide config.num_workers={workers}.'
     if method.single_worker and workers > 1:
@@ -86,6 +101,15 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
     for key, applies in (('shards_per_worker', shards > 1), ('elastic', config.elastic)):
         if applies and virtual > 1:
             yield key, f'needs whole devices, but config.workers_per_device={virtual}. Set it to 1.'
+    if config.inside > 1:
+        for key in ('shards_per_worker', 'workers_per_device', 'elastic'):
+            if config[key] > 1 or config[key] is True:
+                yield (
+                    key,
+                    f'cannot be combined with inside={config.inside}. Leave one of them at its default.',
+                )
+        if method.kind != 'error_feedback':
+            yield 'inside', f'has no effect on {name}. Set it to 1, and num_workers to that of all devices.'
     if shards > 1:
         if method.link is not None and method.kind not in ('dense', 'ef21'):
             yield 'shards_per_worker', f'needs blocks, as def has, but {name} compresses whole tensors.'

@@ -1,25 +1,41 @@
 """Optimizers and schedules by name, optax's; lengths are fractions of the run, a warm-up begins at zero."""
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import optax
 
 from def_jax.ground.arguments import check_number
 
-__all__ = ['OPTIMIZERS', 'SCHEDULES', 'cosine', 'drops', 'sgd', 'wsd']
+__all__ = ['OPTIMIZERS', 'SCHEDULES', 'cosine', 'drops', 'muon', 'sgd', 'wsd']
 
 
 def sgd(
-    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9, nesterov: bool = False, weight_decay=0.0
+    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9, nesterov: bool = False
 ) -> optax.GradientTransformation:
-    """SGD with momentum, Eq. 11; `make_optimizer` adds the penalty to the gradient that is sent."""
-    del weight_decay
+    """SGD with momentum, Eq. 11; `make_optimizer` adds the L2 penalty to the gradient before."""
     return optax.sgd(learning_rate, momentum or None, nesterov)  # None allocates no buffer
 
 
+def muon(
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0, **options: Any
+) -> optax.GradientTransformation:
+    """Muon, which decays vectors, of which Adam takes care, as it does matrices."""
+    options = {'adam_weight_decay': weight_decay, **options}
+    return optax.contrib.muon(learning_rate, weight_decay=weight_decay, **options)
+
+
 def drops(learning_rate: float, num_steps: int, learning_rate_drops: Sequence[float]) -> optax.Schedule:
-    """The learning rate drops tenfold at each of some fractions of the run, as in the paper."""
-    scales = {round(share * num_steps): 0.1 for share in learning_rate_drops}
+    """The learning rate drops tenfold at each of some fractions of the run, as in the paper.
+
+    Drops that fall on the same step multiply, and none comes before the first step.
+
+    >>> [round(float(drops(1.0, 3, (0.5, 0.75))(step)), 3) for step in range(3)]
+    [1.0, 1.0, 0.01]
+    """
+    at = collections.Counter(max(1, round(share * num_steps)) for share in learning_rate_drops)
+    scales = {step: 0.1**count for step, count in at.items()}
     return optax.piecewise_constant_schedule(learning_rate, scales)
 
 
@@ -74,5 +90,9 @@ def _check_shares(**shares: float) -> None:
 
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {'drops': drops, 'cosine': cosine, 'wsd': wsd}
-_OPTAXS = {'adamw': optax.adamw, 'lion': optax.lion, 'muon': optax.contrib.muon}
-OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {'sgd': sgd, **_OPTAXS}
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+    'sgd': sgd,
+    'adamw': optax.adamw,
+    'lion': optax.lion,
+    'muon': muon,
+}

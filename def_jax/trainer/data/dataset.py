@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ['Batch', 'Dataset', 'DatasetSpec', 'Split', 'digest_of']
+__all__ = ['Batch', 'Dataset', 'DatasetSpec', 'Split', 'check_labels', 'digest_of']
 
 _MARKED = 64  # examples of a split without a checksum that tell it from others
 Batch = dict[str, np.ndarray]  # arrays [k, b, ...]: b examples for each of this process's k workers
@@ -68,6 +68,9 @@ class Dataset:
         unit: what is counted, in the plural: 'images', 'tokens'.
         units_per_example: how many of them an example has.
         about: what a result records of the data, e.g. their version and checksums; JSON.
+
+    Raises:
+        ValueError: at construction, if the spec is a `DatasetSpec` and a label in memory is no class.
     """
 
     train: Split
@@ -78,6 +81,12 @@ class Dataset:
     unit: str = 'examples'
     units_per_example: int = 1
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.spec, DatasetSpec):
+            for name, split in (('train', self.train), ('validation', self.validation), ('test', self.test)):
+                if 'label' in (arrays := getattr(split, 'arrays', {})):
+                    check_labels(name, arrays['label'], self.spec.num_classes)
 
     def limited(
         self,
@@ -126,6 +135,18 @@ class Dataset:
         marks = {role: [len(split), _mark(split)] for role, split in splits.items() if split is not None}
         known = [marks, self.spec, dict(self.model_options), dict(self.about)]
         return hashlib.sha256(json.dumps(known, sort_keys=True, default=_described).encode()).hexdigest()
+
+
+def check_labels(split: str, labels: Any, num_classes: int) -> None:
+    """Raises ValueError unless labels are classes: JAX would wrap others, or make the loss NaN."""
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f'labels of the split {split!r} must be integers, but are {labels.dtype}.')
+    if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
+        worst = labels.min() if labels.min() < 0 else labels.max()
+        cure = 'Count classes from 0, and leave out examples without one'
+        allowed = f'must be in [0, {num_classes - 1}], as {num_classes=}'
+        raise ValueError(f'labels of the split {split!r} {allowed}, but one is {worst}. {cure}.')
 
 
 def _first(split: Split, count: int, name: str) -> Split:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from absl import logging
 
 from def_jax.ground.arguments import check_integer
 from def_jax.trainer.data import in_memory
@@ -16,18 +17,20 @@ from def_jax.trainer.data.prepared import examples, prepared_builder
 
 __all__ = ['open_image_folder', 'open_tfds_images']
 
-_SUFFIXES = ('.jpeg', '.jpg', '.png')
+# What Pillow decodes by itself: for .eps it runs a program.
+_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 _SHUFFLE_SEED = 0  # of the order of the examples, which else would be that of the classes
 
 
 def open_image_folder(
     folder: str | os.PathLike[str], image_size: int = 32, *, crop_padding: int = 4, flip: bool = True
 ) -> Dataset:
-    """Reads JPEG or PNG files at FOLDER/SPLIT/CLASS/NAME into memory.
+    """Reads image files (JPEG, PNG, WebP, TIFF, BMP, GIF) at FOLDER/SPLIT/CLASS/NAME into memory.
 
     Args:
         folder: contains the folders `train` and `test` and possibly `validation`, each with one folder per
-            class. A folder without images is no class.
+            class. A folder without images is no class; hidden files and folders are left out, other files
+            with a warning.
         image_size: height and width of the images, in pixels. The shorter side of each image is resized to
             it, and the centre is cropped.
         crop_padding: zero pixels added on each side before a training image is cropped.
@@ -45,14 +48,11 @@ def open_image_folder(
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(f'folder={str(folder)!r} is not a folder.')
-    files = {
-        split: sorted(file for file in (root / split).glob('*/*') if file.suffix.lower() in _SUFFIXES)
-        for split in ('train', 'validation', 'test')
-    }
+    files = {split: _images_in(root / split) for split in ('train', 'validation', 'test')}
     for split in ('train', 'test'):
         if not files[split]:
             raise ValueError(
-                f'folder={str(folder)!r} needs JPEG or PNG files in {split}/CLASS/. Put some there.'
+                f'folder={str(folder)!r} needs image files, such as JPEG, in {split}/CLASS/. Put some there.'
             )
     classes = sorted({file.parent.name for file in files['train']})
     for file in (*files['validation'], *files['test']):
@@ -62,6 +62,8 @@ def open_image_folder(
 
     def read(file: Path) -> dict[str, Any]:
         try:
+            if not file.is_file():  # a pipe would be waited for
+                raise ValueError('it is not a regular file')
             with PIL.Image.open(file) as image:
                 if image.mode.startswith(('I', 'F')):
                     raise ValueError(f'its mode is {image.mode}: convert it to 8 bits a channel')
@@ -74,44 +76,63 @@ def open_image_folder(
     return _dataset(root.absolute().name, splits, len(classes), crop_padding, flip)
 
 
+def _images_in(split: Path) -> list[Path]:
+    """The images in the folders of a split, in order of class and name; a warning says what is left out."""
+    found = [*split.glob('[!.]*/[!.]*')]
+    images = sorted(file for file in found if file.suffix.lower() in _SUFFIXES)
+    if others := sorted({*found} - {*images}):
+        what = '%s of the entries in %s/CLASS/ are left out, e.g. %s: images are files that end in %s'
+        logging.warning(what, len(others), split, others[0], ', '.join(_SUFFIXES))
+    return images
+
+
 def open_tfds_images(
     name: str,
     data_dir: str | os.PathLike[str] | None = None,
     *,
     image_size: int = 32,
+    image: str = 'image',
+    label: str = 'label',
     train: str = 'train',
     validation: str = '',
     test: str = 'test',
     crop_padding: int = 4,
     flip: bool = True,
 ) -> Dataset:
-    """Reads images of TFDS, with the features `image` and `label`, by their name in TFDS.
+    """Reads images of TFDS by their name in TFDS; `image` and `label` name the features.
 
-    Images are resized as by `open_image_folder`. Splits may be slices, such as 'train[:90%]', and
+    Images are resized as by `open_image_folder`. Labels are classes or integers from 0; of these there are as
+    many as the largest of the training split says. Splits may be slices, such as 'train[:90%]', and
     `validation` may be empty for none.
 
     Raises:
-        ValueError: if a feature or a split is missing, or the image size is not positive.
+        ValueError: if a feature or a split is missing, a label is no class, or the image size is not
+            positive.
         FileNotFoundError: if the data set is missing and cannot be prepared.
     """
     check_integer('image_size', image_size, 1, 'the edge of an image, in pixels')
     builder = prepared_builder(name, data_dir)
-    if not {'image', 'label'} <= set(builder.info.features):
-        raise ValueError(
-            f'{name=} must have the features image and label, but has {sorted(builder.info.features)}.'
-        )
+    features = builder.info.features
+    for argument, feature in (('image', image), ('label', label)):
+        if feature not in features:
+            has = f'{name!r} has {sorted(features)}'
+            raise ValueError(f'{argument}={feature!r} must be a feature of the data set, but {has}.')
+    if not np.issubdtype(kind := features[label].np_dtype, np.integer):
+        raise ValueError(f'{label=} must be a feature of classes or integers, but is {np.dtype(kind)}.')
 
     def resized(example: dict[str, Any]) -> dict[str, Any]:
-        pixels = example['image']
-        image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        return {'image': _fitted(image, image_size), 'label': example['label']}
+        pixels = example[image]
+        opened = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return {'image': _fitted(opened, image_size), 'label': example[label]}
 
     splits = {
         role: sorted(map(resized, examples(builder, split)), key=lambda example: example['label'])
         for role, split in (('train', train), ('validation', validation), ('test', test))
         if split
     }
-    return _dataset(name, splits, builder.info.features['label'].num_classes, crop_padding, flip)
+    largest = max((example['label'] for example in splits['train']), default=0)
+    num_classes = getattr(features[label], 'num_classes', None) or int(largest) + 1
+    return _dataset(name, splits, num_classes, crop_padding, flip)
 
 
 def _fitted(image: PIL.Image.Image, size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Data sets that TFDS has prepared, or prepares: read without TensorFlow where their files allow it."""
 
 import contextlib
+import importlib.util
 import itertools
 import operator
 import os
@@ -9,6 +10,8 @@ from typing import Any
 
 import jax
 
+from def_jax.trainer.errors import one_line
+
 __all__ = ['examples', 'import_tfds', 'prepared_builder']
 
 _TENSORFLOW = "pip install 'def_jax[tensorflow]'"
@@ -16,7 +19,13 @@ _TENSORFLOW = "pip install 'def_jax[tensorflow]'"
 
 def import_tfds() -> Any:
     """TFDS, imported on first use; it refuses to import, and so run, the modules that features.json names."""
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError as error:
+        if error.name != 'tensorflow_datasets':
+            raise
+        need = 'this data set is read by TFDS, which is not installed'
+        raise ValueError(f"{need}. Run {_TENSORFLOW}, or 'def_jax[tfds]' if it is prepared.") from error
 
     connector = tfds.features.FeatureConnector
     find, own = connector.cls_from_name, 'tensorflow_datasets.'
@@ -42,6 +51,8 @@ def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     builder = import_tfds().builder(name, data_dir=data_dir)
     if builder.is_prepared():
         return builder
+    if importlib.util.find_spec('tensorflow') is None and _has_images(builder):  # TFDS asks after a download
+        raise _absent(name, builder, f'TFDS writes images with TensorFlow: run {_TENSORFLOW}')
     try:
         builder = import_tfds().builder(name, data_dir=data_dir, file_format='array_record')
         builder.download_and_prepare()
@@ -49,15 +60,32 @@ def prepared_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         # When several processes start together, the first to finish wins: use its files.
         builder = import_tfds().builder(name, data_dir=data_dir)
         if not builder.is_prepared():
-            cure = f'Run {_TENSORFLOW}. ' if getattr(error, 'name', '') == 'tensorflow' else ''  # for images
-            raise FileNotFoundError(
-                f'Data set {name!r} is not in {builder.data_path} and could not be prepared there '
-                f'({type(error).__name__}: {error}). {cure}Without a network, or with files that you must '
-                f'download yourself into DIR/downloads/manual, run `tfds build {name} --data_dir=DIR '
-                f'--file_format=array_record`, copy DIR/{name} here, and set the environment variable '
-                'TFDS_DATA_DIR, or --config.data_dir, to the folder that has it.'
-            ) from error
+            reason = f'could not be prepared there ({type(error).__name__}: {one_line(error)})'
+            why = f'run {_TENSORFLOW}' if _lacks_tensorflow(error) else reason
+            raise _absent(name, builder, why) from error
     return builder
+
+
+def _absent(name: str, builder: Any, why: str) -> FileNotFoundError:
+    """The error of a data set that is missing: `why`, with its own remedy if there is one, comes first."""
+    return FileNotFoundError(
+        f'Data set {name!r} is not in {builder.data_path}: {why}. Without a network, or with files that you '
+        f'must download yourself into DIR/downloads/manual, run `tfds build {name} --data_dir=DIR '
+        f'--file_format=array_record`, copy DIR/{name} here, and set the environment variable TFDS_DATA_DIR, '
+        'or --config.data_dir, to the folder that has it.'
+    )
+
+
+def _lacks_tensorflow(error: BaseException | None) -> bool:
+    """Whether it is why: TFDS raises the error again, of the same class but without the module's name."""
+    while error is not None and getattr(error, 'name', '') != 'tensorflow':
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _has_images(builder: Any) -> bool:
+    features, kind = builder.info.features, import_tfds().features.Image
+    return any(isinstance(feature, kind) for feature in jax.tree.leaves(dict(features)))
 
 
 def examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:

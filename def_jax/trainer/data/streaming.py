@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from def_jax.trainer.data.dataset import digest_of
+from def_jax.trainer.data.dataset import check_labels, digest_of
 from def_jax.trainer.data.order import Readable, train_positions
 from def_jax.trainer.data.prepared import import_tfds, prepared_builder
 
@@ -33,6 +33,8 @@ class StreamedSplit(Readable):
 
     size: int  # the height and width to which images are cropped and resized
     records: Any  # has a length and, by a list of positions, dicts with `image`, a JPEG file, and `label`
+    num_classes: int
+    name: str  # TFDS's, of the whole split
     start: int = 0  # the position of the first example to use
     stop: int | None = None  # that after the last; None for all
 
@@ -78,10 +80,11 @@ class StreamedSplit(Readable):
         found = self.records.__getitems__([self.start + place for place in places])
         with ThreadPoolExecutor(thread_name_prefix='images') as pool:
             images = np.stack(list(pool.map(read, found, places)))
-        labels = np.array([each['label'] for each in found], np.int32)
+        labels = np.array([each['label'] for each in found])
+        check_labels(self.name, labels, self.num_classes)
         return {
             'image': images.reshape(*positions.shape, *images.shape[1:]),
-            'label': labels.reshape(positions.shape),
+            'label': labels.reshape(positions.shape).astype(np.int32),
         }
 
 
@@ -90,9 +93,10 @@ def open_dataset(
 ) -> tuple[StreamedSplit, StreamedSplit]:
     """The splits `train` and `validation` of a data set that TFDS has prepared as ArrayRecord files."""
     builder, decoders = prepared_builder(name, data_dir), {'image': import_tfds().decode.SkipDecoding()}
+    classes = builder.info.features['label'].num_classes
     try:
         train, test = (
-            StreamedSplit(size, builder.as_data_source(split=split, decoders=decoders))
+            StreamedSplit(size, builder.as_data_source(split=split, decoders=decoders), classes, split)
             for split in ('train', 'validation')
         )
     except NotImplementedError as error:  # from TFDS, for TFRecord files

@@ -6,7 +6,8 @@ The configuration file defines get_config(); those in configs/ are examples to c
 def_jax/trainer/configuration/defaults.py explains every key. In a checkout, `python train.py` is the same
 program.
 
-Run again with the same flags to resume. On several machines, start one process on each with --num_processes,
+Run again with the same flags to resume, with a larger --config.num_epochs to train on, and with
+--evaluate_only=SPLIT to evaluate. On several machines, start one process on each with --num_processes,
 --process_id and --coordinator_address; under srun, mpirun and on TPU pods these are detected.
 """
 
@@ -33,6 +34,12 @@ _ADDRESS = flags.DEFINE_string(
 )
 _COUNT = flags.DEFINE_integer('num_processes', None, 'How many processes train together.')
 _INDEX = flags.DEFINE_integer('process_id', None, 'Index of this process, from 0.')
+_SPLIT = flags.DEFINE_enum(
+    'evaluate_only',
+    None,
+    ['train', 'validation', 'test'],
+    'Evaluates the newest checkpoint in --workdir on this split, and neither trains nor writes.',
+)
 
 
 def main(argv: list[str]) -> int:
@@ -47,14 +54,19 @@ def main(argv: list[str]) -> int:
 
     def run() -> None:
         # After the environment is set.
-        from def_jax.trainer import loop
+        if _SPLIT.value:
+            from def_jax.trainer.evaluate_only import evaluate_only
 
-        loop.train_and_evaluate(config, _WORKDIR.value)
+            evaluate_only(config, _WORKDIR.value, _SPLIT.value)
+        else:
+            from def_jax.trainer.loop import train_and_evaluate
+
+            train_and_evaluate(config, _WORKDIR.value)
 
     if place is None:
         return command_line.exit_code('train.py', run)
     own = 0
-    if config.get('elastic'):
+    if config.get('elastic') and not _SPLIT.value:
         devices = config.get('num_workers', 1) * config.get('shards_per_worker', 1)
         own = max(1, devices // (place.count or 1))
     return command_line.exit_code_of_several('train.py', run, place, fake_devices=fake, elastic_devices=own)

@@ -1,10 +1,11 @@
 """Shared by all programs: environment setup, flags with a configuration file, one-line errors."""
 
-import contextlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,16 +46,27 @@ def set_environment(*, fake_devices: bool, overlap: bool = False) -> None:
         # On CPUs a message in flight takes a thread, and XLA has one for each core.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         os.environ.setdefault('NPROC', str(cores + 1))
-    if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
-        return
     # A resumed run need not recompile. Native code, so not in the folder of a run: it may be somebody else's.
-    home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    folder = os.path.join(home, 'def_jax', 'compiled')
-    with contextlib.suppress(OSError):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-    if os.access(folder, os.W_OK):
-        jax.config.update('jax_compilation_cache_dir', folder)
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ and (folder := _folder_for_programs()):
+        jax.config.update('jax_compilation_cache_dir', str(folder))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def _folder_for_programs() -> Path | None:
+    """Where compiled programs are kept; None if this user cannot write there, or somebody else can."""
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    folder = Path(home) / 'def_jax' / 'compiled'
+    try:
+        for each in (folder.parent, folder):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found, owners = each.stat(), {each.stat().st_uid, each.lstat().st_uid}
+            if owners != {os.geteuid()} or found.st_mode & 0o022:
+                why = 'somebody else may write to it: delete it, or set JAX_COMPILATION_CACHE_DIR to another'
+                logging.warning('%s is not used for compiled programs, which are run: %s', each, why)
+                return None
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def define_config(text: str) -> flags.FlagHolder:
@@ -69,7 +81,9 @@ def config_flags_parser(program: str, config: flags.FlagHolder) -> Callable[[lis
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(argv)
+            with warnings.catch_warnings():  # of config_flags, which `python -W error` makes an error
+                warnings.filterwarnings('ignore', r'the load_module\(\) method', DeprecationWarning)
+                rest = flags.FLAGS(argv)
             if flags.FLAGS[config.name].present and not isinstance(config.value, ml_collections.ConfigDict):
                 getattr(config.value, 'keys', None)  # a file that failed to load raises on first use
                 kind = type(config.value).__name__

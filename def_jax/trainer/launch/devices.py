@@ -19,7 +19,7 @@ def worker_devices(num_devices: int, *, fake: bool) -> list[jax.Device]:
     >>> len(worker_devices(1, fake=True))
     1
     """
-    keys = '--config.num_workers / --config.workers_per_device * --config.shards_per_worker'
+    keys = '--config.num_workers / workers_per_device * shards_per_worker * inside'
     needed = f'{num_devices} devices are needed ({keys})'
     if fake and num_devices > MOST_FAKE_DEVICES:
         most = f'more than this CPU can simulate, {MOST_FAKE_DEVICES}'

@@ -42,6 +42,12 @@ class Measure:
         return f'{self.split}_{self.metric.name}_{point}'
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """Keys, one of which is in every record of an evaluation, on whatever split; this one's is first."""
+        splits = dict.fromkeys((self.split, 'test', 'validation'))
+        return tuple(dataclasses.replace(self, split=split).key('x') for split in splits)
+
+    @property
     def title(self) -> str:
         """What the numbers are, e.g. 'test accuracy'."""
         return f'{self.split} {self.metric.name}'.replace('_', ' ')

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.sharding.drift import axes_of_results
+from def_jax.traffic.drift import axes_of_results
 from def_jax.trainer.errors import explained
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.tasks.base import Task
@@ -46,7 +46,9 @@ def check(experiment: Experiment) -> None:
         raise ValueError(f'{what} of {model}. Choose a divisor of its width, or 1.')
     batch = _one_worker(next(experiment.train_batches(0)), workers.shape)
     _check_loss(task, name, variables, batch)
-    batch = _one_worker(next(experiment.test_batches(config.evaluate_on)), workers.shape)
+    batch = _one_worker(
+        next(experiment.test_batches(experiment.evaluated[config.evaluate_on])), workers.shape
+    )
     _check_sums(task, name, variables, batch)
 
 

@@ -14,7 +14,9 @@ __all__ = ['AXIS', 'ShardedWorkers', 'WholeWorkers', 'Workers', 'make_workers']
 def make_workers(config: Mapping[str, Any]) -> Workers:
     """The workers of a checked configuration on their devices; ValueError if these are too few."""
     virtual, shards = config['workers_per_device'], config['shards_per_worker']
-    devices = worker_devices(config['num_workers'] // virtual * shards, fake=config['fake_devices'])
+    devices = worker_devices(
+        config['num_workers'] // virtual * shards * config['inside'], fake=config['fake_devices']
+    )
     if shards > 1:
         return ShardedWorkers(devices, shards)
     return WholeWorkers(devices, virtual, sequential=config['sequential_workers'])

@@ -2,11 +2,13 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
 from def_jax.state.link import Shards
 from def_jax.trainer.launch import processes
@@ -84,6 +86,11 @@ class Workers(abc.ABC):
     @abc.abstractmethod
     def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
         """The inverse of `spread`, for its results and for NumPy arrays; placed like `like`."""
+
+    @staticmethod
+    def is_whole(x: Any) -> bool:
+        """Whether an array was restored with the rows of all processes: in NumPy, or as typed keys."""
+        return isinstance(x, np.ndarray) or (is_typed(x) and len(x.sharding.device_set) == 1)
 
     def abstract(self, tree: PyTree, is_per_worker: PyTree) -> PyTree:
         """Shapes and dtypes as `map` lowers them: with shardings, if their axes do not tell them."""

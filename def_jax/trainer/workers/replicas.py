@@ -28,8 +28,8 @@ class ReplicasDifferError(EndedError):
         super().__init__(
             f'after step {step} the workers do not agree on {leaves[0]}{more}: device(s) '
             f'{", ".join(map(str, workers))} differ from the rest. Run again to resume from one copy. If '
-            'the error recurs at the same step, a key or a reduction differs between workers; otherwise, '
-            'suspect the memory of these devices.'
+            'the error recurs at the same step, a key, a reduction or a setting of JAX differs between '
+            'workers; otherwise, suspect the memory of these devices.'
         )
         self.step, self.leaves, self.workers = step, leaves, workers
 

@@ -73,7 +73,7 @@ class ShardedWorkers(Workers):
     def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
         del is_per_worker
         return jax.tree.map(
-            lambda x, to: jax.device_put(x, to.sharding) if isinstance(x, np.ndarray) else x, tree, like
+            lambda x, to: jax.device_put(x, to.sharding) if self.is_whole(x) else x, tree, like
         )
 
     def abstract(self, tree: PyTree, is_per_worker: PyTree) -> PyTree:

@@ -13,7 +13,7 @@ from def_jax.ground.types import PyTree
 from def_jax.state.ownership import each
 from def_jax.trainer.workers.base import AXIS, Workers
 
-__all__ = ['VIRTUAL_AXIS', 'WholeWorkers']
+__all__ = ['VIRTUAL_AXIS', 'WholeWorkers', 'mapped_axes']
 
 VIRTUAL_AXIS = 'virtual_workers'
 
@@ -38,10 +38,18 @@ class WholeWorkers(Workers):
         if not any(jax.tree.leaves(is_per_worker)):  # vmap and pmap need an argument over workers
             mapped = self.map(lambda _, *args: function(*args), (True, *is_per_worker), is_per_worker_out)
             return functools.partial(mapped, np.zeros(self.local_shape))
+        function = self.on_one_device(function, is_per_worker, is_per_worker_out)
         axes = {'in_axes': mapped_axes(is_per_worker), 'out_axes': mapped_axes(is_per_worker_out)}
-        if self._virtual > 1:
-            function = jax.vmap(function, axis_name=VIRTUAL_AXIS, **axes)
         return jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate, **axes)
+
+    def on_one_device(
+        self, function: Callable, is_per_worker: tuple[PyTree, ...], is_per_worker_out: PyTree
+    ) -> Callable:
+        """A function of one worker as one of the workers of a device: itself, if there is one."""
+        if self._virtual == 1:
+            return function
+        axes = {'in_axes': mapped_axes(is_per_worker), 'out_axes': mapped_axes(is_per_worker_out)}
+        return jax.vmap(function, axis_name=VIRTUAL_AXIS, **axes)
 
     def one_worker(self, function: Callable) -> Callable:
         # On CPUs, XLA compiles convolutions inside a loop to slow code.
@@ -59,8 +67,8 @@ class WholeWorkers(Workers):
 
     def own_rows(self, tree: PyTree, like: PyTree, is_per_worker: PyTree) -> PyTree:
         def array(mine, leaf, to):
-            if isinstance(leaf, np.ndarray):
-                return jax.device_put(leaf[self.rows] if mine else leaf, to.sharding)
+            if self.is_whole(leaf):
+                return jax.device_put(leaf[np.array(self.rows, int)] if mine else leaf, to.sharding)
             shards = [shard.data for shard in leaf.addressable_shards]
             return jax.make_array_from_single_device_arrays(to.shape, to.sharding, shards)
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 import types
 from concurrent import futures
+from unittest import mock
 
 import ml_collections
 import numpy as np
@@ -80,6 +81,29 @@ def test_a_run_goes_on_from_the_good_checkpoint_with_other_output_settings(
     others = [[r for r in found if 'loss' not in r] for found in (records, fixtures.records(recorded.folder))]
     assert others[0] == others[1]
     assert os.listdir(folder / 'checkpoints') == ['20']
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(recorded, tmp_path, monkeypatch):
+    """The first, after 5 steps, is not complete before step 7 is made."""
+    made, write = threading.Event(), manifest.write
+
+    def slow(*args):
+        assert made.wait(20), 'training has waited'
+        write(*args)
+
+    monkeypatch.setattr(manifest, 'write', slow)
+    with fixtures.poisoned_state(7, lambda state: made.set() or state):
+        fixtures.train(recorded.config, tmp_path / 'run')
+    assert fixtures.records(tmp_path / 'run') == fixtures.records(recorded.folder)
+    assert sorted(os.listdir(tmp_path / 'run' / 'checkpoints')) == ['15', '20']
+    fixtures.assert_restored(tmp_path / 'run', recorded, fixtures.NUM_STEPS)
+
+
+def test_a_result_is_of_a_run_whose_last_checkpoint_is_complete(recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, 'write', mock.Mock(side_effect=[None, None, None, OSError('disk full')]))
+    with fixtures.refused('no checkpoint could be written'):
+        fixtures.train(recorded.config, tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'result.json').exists()
 
 
 def test_a_damaged_result_is_made_again(recorded, tmp_path):

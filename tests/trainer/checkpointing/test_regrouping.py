@@ -7,10 +7,11 @@ import signal
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 import training_fixtures as fixtures
 
-from def_jax.state.ownership import each
+from def_jax.state.ownership import each, link_states
 from def_jax.state.regrouping import regroup
 from def_jax.trainer import loop
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
@@ -36,8 +37,10 @@ def test_the_state_is_that_of_the_mean_worker(recorded, data_dir, workers, per_d
     chex.assert_trees_all_equal_shapes_and_dtypes(after, jax.eval_shape(run.steps.init))
 
     def expected(own, x):
-        mean = x.mean(0, dtype=np.float64).astype(x.dtype) if own else x
-        return np.broadcast_to(mean, (*run.workers.shape, *mean.shape)) if own else x
+        if not own:
+            return x
+        mean = x.max(0) if np.issubdtype(x.dtype, np.integer) else x.mean(0, dtype=np.float64).astype(x.dtype)
+        return np.broadcast_to(mean, (*run.workers.shape, *mean.shape))
 
     fixtures.assert_same_bits(after, each(expected, run.is_per_worker, before))
 
@@ -67,6 +70,44 @@ def test_a_run_goes_on_with_other_workers_and_says_so(data_dir, tmp_path):
     training = [r['step'] for r in fixtures.records(tmp_path) if 'loss' in r]
     assert training == [3, 5, 6, 9, 10, 12, 15, 18, 20]
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['15', '20']
+
+
+@pytest.mark.parametrize('sizes', [{'shards_per_worker': 2}, {'workers_per_device': 2}, {'num_workers': 2}])
+def test_typed_keys_of_an_optimizer_are_restored(data_dir, tmp_path, sizes):
+    """NumPy can't hold them; other workers get keys as they get means."""
+    options = {'optimizer': 'trainer.configuration.factories_to_find:noisy', 'weight_decay': 0.0}
+    runs = [build(fixtures.tiny_config(data_dir, **options | changes)) for changes in ({}, sizes)]
+    state, like = (run.steps.init() for run in runs)
+    keys = jax.random.split(jax.random.key(0), fixtures.NUM_WORKERS)
+    placed = jax.device_put(keys, optax.tree.get(state, 'rng_key').sharding)
+    with Checkpoints(tmp_path, runs[0]) as manager:
+        manager.save(optax.tree.set(state, rng_key=placed))
+    with Checkpoints(tmp_path, runs[1]) as manager:
+        restored = manager.restore(like)
+    found, of_init = (optax.tree.get(tree, 'rng_key') for tree in (restored, like))
+    assert found.sharding == of_init.sharding
+    words = jax.random.key_data(keys[: runs[1].config.num_workers])
+    assert np.array_equal(jax.random.key_data(found), words.reshape(*of_init.shape, -1))
+
+
+def test_devices_become_one_worker(data_dir, tmp_path):
+    """Four workers of one device are stopped, two of two devices go on, are stopped, and go on again."""
+    with fixtures.signalled(signal.SIGTERM, STEP), pytest.raises(loop.InterruptedRunError):
+        fixtures.train(fixtures.tiny_config(data_dir), tmp_path)
+    config = fixtures.tiny_config(data_dir, num_workers=2, inside=2)
+    with fixtures.signalled(signal.SIGTERM, STEP + 5), pytest.raises(loop.InterruptedRunError):
+        fixtures.train(config, tmp_path)
+    result, text = fixtures.printed(config, tmp_path)
+    assert '2 of 2 devices each on 4 fake CPU device(s)' in text
+    assert (result['config']['num_workers'], result['config']['inside']) == (2, 2)
+    experiment = build(config)
+    with Checkpoints(tmp_path, experiment) as manager:
+        state = manager.restore(experiment.steps.init())
+    for link in link_states(state.opt_state):
+        assert link.worker.tolist() == [0, 0, 1, 1]
+        for residual in map(np.asarray, jax.tree.leaves(link.residual)):
+            assert (residual[::2] == residual[1::2]).all()
+        assert any((np.asarray(x)[0] != np.asarray(x)[2]).any() for x in jax.tree.leaves(link.residual))
 
 
 def test_other_data_and_another_length_are_said(recorded, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import training_fixtures as fixtures
 
 from configs import digits
 from def_jax.trainer.checkpointing import workdir
+from def_jax.trainer.metrics import MetricLog
 
 
 def config(**changes):
@@ -68,6 +69,7 @@ def test_a_new_folder_is_made_with_its_configuration_which_finds_it_again(tmp_pa
     ('name', 'message'),
     [
         ('runs*/a[1]?', r'contains \* \? \[, but orbax.* as a pattern'),
+        (b'l\xc3\xa4ufe'.decode('ascii', 'surrogateescape'), 'is not text in UTF-8, as .* Set PYTHONUTF8=1'),
         ('', 'holds files that are not a run'),
         ('file', 'or is a file'),
         ('file/run', 'file'),
@@ -79,6 +81,44 @@ def test_what_cannot_be_a_new_folder_is_refused_and_foreign_files_are_left_alone
     with pytest.raises(ValueError, match=message):
         workdir.claim(name if name[:1] == '~' else tmp_path / name, config())
     assert fixtures.contents(tmp_path) == {Path('file'): b'precious'}
+
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'checkpoints', 'lock'])
+@pytest.mark.parametrize('is_there', [True, False])
+def test_a_folder_with_links_is_refused_and_nothing_is_written_through_them(run, tmp_path, name, is_there):
+    target = tmp_path / 'precious'
+    if is_there:
+        target.write_text('precious')
+    (run / name).symlink_to(target)
+    before = fixtures.contents(tmp_path)
+    with fixtures.refused(f'{run}.* holds the links {name}, .* overwrite the files .*Remove them'):
+        workdir.claim(run, config())
+    # Nor if the link is made after that.
+    if name == 'lock':
+        with fixtures.refused('cannot be written to'), workdir.locked(run):
+            pass
+    if name == 'metrics.jsonl':
+        with fixtures.refused('cannot be written'):
+            MetricLog(run, 0, None)
+    assert fixtures.contents(tmp_path) == before
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    (tmp_path / 'run').mkdir()
+    stat, me = Path.stat, os.geteuid()
+
+    def claim(owner):
+        def owned(*args, **options):
+            found = stat(*args, **options)
+            return os.stat_result([*found[:4], owner, *found[5:10]])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, 'stat', owned)
+            return workdir.claim(tmp_path / 'run', config())
+
+    with fixtures.refused(f'/run.* belongs to the user {me + 1}, and this is {me}.* chown'):
+        claim(owner=me + 1)
+    assert claim(owner=0) == claim(owner=me) == tmp_path / 'run'  # a volume is often root's
 
 
 def test_another_configuration_is_refused_with_what_differs(run):
@@ -99,7 +139,8 @@ def test_another_configuration_is_refused_with_what_differs(run):
 def test_whatever_shapes_the_trajectory_is_bound_and_the_output_is_free(run):
     """Other workers may go on with a run; the batch may change only along with them, and nothing else."""
     for changes in (
-        *({'seed': 1}, {'num_epochs': 281}, {'momentum': 0.8}, {'train_examples': 500}, {'batch_size': 64}),
+        *({'seed': 1}, {'num_steps': 9000}, {'momentum': 0.8}, {'train_examples': 500}, {'batch_size': 64}),
+        {'num_epochs': config().num_epochs - 1},
         {'num_workers': 8, 'batch_size': 64, 'seed': 1},
     ):
         with pytest.raises(ValueError, match='another configuration'):
@@ -107,14 +148,27 @@ def test_whatever_shapes_the_trajectory_is_bound_and_the_output_is_free(run):
     for changes in ({'num_workers': 3, 'batch_size': 129}, {'num_workers': 32, 'workers_per_device': 4}):
         assert workdir.claim(run, config(**changes)) == run
     free = {'data_dir': '/moved', 'fake_devices': False, 'keep_checkpoints': 9, 'log_every_steps': 1}
+    free |= {'evaluate_on': 'validation', 'eval_every_epochs': 1, 'eval_every_steps': 1, 'test_examples': 9}
+    free |= {'evaluate_train_examples': 9, 'recalibrate_batches': 1}
     for key, value in (free | {'diagnostics_every': 1, 'check_replicas_every': 1}).items():
         assert workdir.claim(run, config(**{key: value})) == run
         assert json.loads((run / 'config.json').read_text())[key] != value  # not before it is locked
         workdir.record(run, config(**{key: value}))
         assert json.loads((run / 'config.json').read_text())[key] == value
+    workdir.record(run, config(num_epochs=1000))  # it may be prolonged, and not cut short again
+    with pytest.raises(ValueError, match='num_epochs: 1000 there'):
+        workdir.claim(run, config())
     # What a state depends on: a checkpoint says the same.
     settings = workdir.bound_settings(config()).keys()
-    assert not settings & {*free, 'num_workers', 'shards_per_worker', 'workers_per_device', 'batch_size'}
+    assert not settings & {
+        *free,
+        'num_epochs',
+        'num_steps',
+        'num_workers',
+        'shards_per_worker',
+        'workers_per_device',
+        'batch_size',
+    }
     assert {'seed', 'momentum', 'method', 'ratio', 'bits', 'order', 'allocation'} < settings
 
 

@@ -31,8 +31,13 @@ def no_rate(b1=0.9):
 
 
 def decayed(learning_rate, momentum, weight_decay, scale=1.0):
-    """An optimizer that takes the trainer's keys."""
+    """An optimizer with options of its own."""
     return optax.chain(optax.add_decayed_weights(scale * weight_decay), optax.sgd(learning_rate, momentum))
+
+
+def noisy(learning_rate, momentum=0.9):
+    """An optimizer whose state has a typed key."""
+    return optax.chain(optax.add_noise(0.01, 0.55, key=3), optax.sgd(learning_rate, momentum))
 
 
 def no_optimizer(learning_rate):

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +17,16 @@ from def_jax import presets
 from def_jax.baselines import METHODS
 from def_jax.trainer import experiment
 from def_jax.trainer.configuration import parts
-from def_jax.trainer.configuration.parts import Factory, complete, make_optimizer
+from def_jax.trainer.configuration.parts import complete, make_optimizer
 from def_jax.trainer.configuration.rules import check_config
 
 HERE = 'trainer.configuration.factories_to_find'
 
 
-def test_what_a_factory_takes_is_passed_and_an_option_comes_first():
-    config = {'model': 'fractions:Fraction', 'model_options': {'numerator': 3}}
-    assert Factory('model', config).make(object, numerator=5, denominator=4, unused=5) == 3 / 4
+def test_a_models_own_options_come_before_those_of_the_data_set():
+    config = changed(model=f'{HERE}:any_model', model_options={'num_classes': 3}, compute_dtype='bfloat16')
+    made = parts.make_model(config, {'num_classes': 10, 'vocab_size': 7})
+    assert made == {'num_classes': 3, 'vocab_size': 7, 'dtype': jnp.bfloat16}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_what_a_factory_takes_is_passed_and_an_option_comes_first():
         ),
         ({'task': f'{HERE}:no_tsk'}, rf"AttributeError: module '{HERE}' has no attribute 'no_tsk'"),
         ({'dataset': f'{HERE}:NUMBER'}, rf"config.dataset='{HERE}:NUMBER' cannot be .* 3 is not a callable"),
-        ({'optimizer': f'{HERE}:no_rate'}, "takes no argument 'learning_rate', only b1"),
+        ({'optimizer': f'{HERE}:no_rate'}, "got an unexpected keyword argument 'learning_rate'"),
         ({'optimizer': f'{HERE}:no_optimizer'}, 'must return optax.*GradientTransformation.*, but'),
         ({'optimizer': f'{HERE}:failing'}, r'IndexError: list index out of range, .*find.py:\d+'),
         (
@@ -48,14 +48,14 @@ def test_what_a_factory_takes_is_passed_and_an_option_comes_first():
         ),
         (
             {'optimizer_options': {'nesterof': True}},
-            "='sgd' takes no argument 'nesterof', only .* mean 'nesterov'",
+            "='sgd' with .*: TypeError: .* got an unexpected keyword argument 'nesterof'",
         ),
-        ({'optimizer_options': {'learning_rate': 1.0}}, 'cannot be set: config.learning_rate is passed'),
+        ({'optimizer_options': {'learning_rate': 1.0}}, 'cannot be set: it is passed, see config.lea'),
         ({'optimizer': 'adamw', 'momentum': 0.5}, "no effect on optimizer='adamw'.* Set momentum=0.9"),
         ({'optimizer': 'optax:adam', 'weight_decay': 0.1}, 'weight_decay=0.1 has no effect .* Set weight'),
         ({'schedule': 'cosine', 'learning_rate_drops': (0.5,)}, "has no effect on schedule='cosine'"),
-        ({'model': f'{HERE}:needs_depth', 'compute_dtype': 'bfloat16'}, 'no effect on .*takes no dtype'),
-        ({'method': f'{HERE}:needs_bits'}, 'bits=None must be set: .* no default for it'),
+        ({'method': f'{HERE}:needs_bits'}, "missing 1 required positional argument: 'bits'"),
+        ({'method': f'{HERE}:average', 'bits': 2}, 'bits=2 has no effect, since average does not use it'),
         ({'outer': 'sgd'}, "outer='sgd' with outer_options={}: TypeError: .* missing .*'learning_rate'"),
     ],
 )
@@ -65,7 +65,7 @@ def test_what_cannot_be_used_is_refused_with_the_configuration(changes, message)
 
 
 def schedule_of(config):
-    return Factory('schedule', config).make(Callable, num_steps=100)
+    return parts.make_schedule(config, num_steps=100)
 
 
 def task_of(config):
@@ -80,6 +80,8 @@ UNTYPED = {'model': f'{HERE}:any_model'}
     ('make', 'changes', 'message'),
     [
         (parts.make_dataset, {'dataset': f'{HERE}:no_dataset'}, 'must return .*Dataset, but returned Arrays'),
+        (parts.make_dataset, {'dataset': f'{HERE}:no_dataset', 'data_dir': '/d'}, "argument 'data_dir'"),
+        (task_of, {'model': f'{HERE}:needs_depth', 'compute_dtype': 'bfloat16'}, "argument 'dtype'"),
         (parts.make_dataset, {'dataset': 'image_folder'}, "dataset_options={}: .* missing .* 'folder'"),
         (parts.make_dataset, UNLABELLED | {'evaluate_train_examples': 65}, '=65 must be at most 64'),
         (parts.make_dataset, UNLABELLED | {'evaluate_on': 'validation'}, 'validation split.* Hold out tr'),
@@ -95,8 +97,9 @@ def test_what_fails_is_refused_in_one_line(make, changes, message):
         make(changed(**changes))
 
 
-def test_an_optimizer_by_path_gets_what_it_takes():
-    config = changed(optimizer=f'{HERE}:decayed', weight_decay=0.5, optimizer_options={'scale': 2.0})
+def test_an_optimizer_by_path_gets_its_options():
+    options = {'weight_decay': 0.5, 'momentum': 0.9, 'scale': 2.0}
+    config = changed(optimizer=f'{HERE}:decayed', weight_decay=0, optimizer_options=options)
     optimizer, params = make_optimizer(config, 0.1, None), {'w': jnp.float32(3.0)}
     updates, _ = optimizer.update({'w': jnp.float32(0)}, optimizer.init(params), params)
     assert updates['w'] == pytest.approx(-0.1 * 2.0 * 0.5 * 3.0)
@@ -207,3 +210,21 @@ def test_schedules_begin_without_a_warm_up_at_their_peak_and_end_where_they_are_
         rate = schedule_of(changed(learning_rate=RATE, **changes))
         assert float(rate(0)) == pytest.approx(RATE)
         assert float(rate(100)) == pytest.approx(final * RATE, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ('num_steps', 'drops', 'scales'),
+    [
+        (100, (0.5, 0.504), [1] * 50 + [0.01] * 50),  # both after 50 steps
+        (4, (0.5, 0.75), [1, 1, 0.1, 0.01]),
+        (3, (0.5, 0.75), [1, 1, 0.01]),
+        (2, (0.5, 0.75), [1, 0.1]),
+        (1, (0.5, 0.75), [1]),
+        (4, (), [1] * 4),
+    ],
+)
+def test_drops_on_one_step_multiply_and_none_comes_before_the_first(num_steps, drops, scales):
+    config = changed(learning_rate=RATE, learning_rate_drops=drops)
+    rate = parts.make_schedule(config, num_steps=num_steps)
+    found = [float(rate(step)) / RATE for step in range(num_steps)]
+    assert found == pytest.approx(scales)

@@ -90,7 +90,7 @@ CONFLICTS = [  # what is set, what is said, what may be set instead
     ({'method': 'def_q', 'ratio': 8}, 'config.ratio=8 with bits=2', {'method': 'def_q'}),
     ({'method': 'def_q', 'order': 'cyclic'}, "DEF-Q fixes 'shuffled'. Leave it out", {}),
     ({'method': 'def_q', 'optimizer': 'adamw', 'decay': 0.9}, "effect on method='def_q'", {}),
-    ({'outer': 'sgd', 'method': 'diloco'}, "has no effect on config.method='diloco'", {'method': 'diloco'}),
+    ({'outer': 'sgd', 'method': 'top_k'}, "has no effect on config.method='top_k'", {'method': 'diloco'}),
     ({'outer_options': {'nosuch': 1}}, "outer_options={'nosuch': 1} has no effect on outer=''", {}),
     ({'method_options': {'a': 1}}, "method_options={'a': 1} has no effect on method='def'", {}),
 ]

@@ -88,12 +88,37 @@ def test_files_that_are_no_images_and_classes_that_are_not_trained_on_are_refuse
         image_folder.open_image_folder(root, 8)
 
 
+def test_images_of_other_formats_are_read_hidden_ones_are_not_and_others_are_said(
+    folder, tmp_path, monkeypatch
+):
+    lines, root = [], shutil.copytree(folder, tmp_path / 'images')
+    monkeypatch.setattr(image_folder.logging, 'warning', lambda text, *args: lines.append(text % args))
+    for suffix in ('.webp', '.bmp', '.GIF', '.tiff'):
+        PIL.Image.new('RGB', (8, 8), COLORS['red']).save(root / 'train' / 'red' / f'more{suffix}')
+    shutil.copytree(root / 'train' / 'red', root / 'train' / '.ipynb_checkpoints')
+    (root / 'train' / 'blue' / '._0.png').write_bytes(b'of macOS')
+    dataset = image_folder.open_image_folder(root, 8)
+    assert dataset.spec.num_classes == 3 and len(dataset.train) == 28 and not lines
+    for name in ('labels.csv', 'photo.heic'):
+        (root / 'train' / 'blue' / name).touch()
+    assert len(image_folder.open_image_folder(root, 8).train) == 28
+    (line,) = lines
+    assert line.startswith(f'2 of the entries in {root}/train/CLASS/ are left out, e.g. {root}/train/blue/l')
+
+
+def test_a_pipe_is_refused_and_not_waited_for(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / 'images')
+    os.mkfifo(root / 'train' / 'red' / 'pipe.png')
+    with fixtures.refused(r"pipe.png' cannot be read as an image \(it is not a regular file\)"):
+        image_folder.open_image_folder(root, 8)
+
+
 @pytest.mark.parametrize(
     ('path', 'size', 'message'),
     [
         ('', 0, r'image_size=0 must be an integer in \[1, '),
         ('missing', 8, "folder='.*missing' is not a folder"),
-        ('train', 8, r"folder='.*train' needs JPEG or PNG files in train/CLASS/"),
+        ('train', 8, r"folder='.*train' needs image files, such as JPEG, in train/CLASS/"),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_refused(folder, path, size, message):

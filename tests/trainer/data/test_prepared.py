@@ -1,5 +1,6 @@
 """Data sets of TFDS, really prepared: read without TensorFlow where their files allow it."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from def_jax.trainer.data import image_folder, in_memory
 from def_jax.trainer.data.catalogue import DATASETS
 from def_jax.trainer.data.prepared import examples, prepared_builder
 from def_jax.trainer.data.text import catalogue, corpus
+from def_jax.trainer.errors import one_line
 
 WITHOUT_TENSORFLOW = """
 import sys
@@ -70,10 +72,37 @@ def test_any_images_of_tfds_by_their_name(folder):
     assert dataset.spec.num_classes == NUM_EXAMPLES and dataset.validation is None
     brightness = dataset.train.arrays['image'].mean((1, 2, 3))
     np.testing.assert_array_equal((brightness + 2) // 10, dataset.train.arrays['label'])
-    with mock.patch.object(image_folder, 'prepared_builder') as builder:
-        builder.return_value.info.features = {'text': None}
-        with fixtures.refused('must have the features image and label, but has'):
-            image_folder.open_tfds_images('text', folder)
+    unlabelled = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': np.int64(label)} for label in (0, -1)]
+    with (
+        mock.patch.object(image_folder, 'examples', return_value=unlabelled),
+        fixtures.refused(r"labels of the split 'train' must be in \[0, 22\].* but one is -1"),
+    ):
+        image_folder.open_tfds_images(NAME, folder, **options)
+
+
+def test_features_of_other_names_and_integer_labels(monkeypatch):
+    features = {
+        'picture': tfds.features.Image(),
+        'number': tfds.features.Scalar(np.int64),
+        'share': tfds.features.Scalar(np.float32),
+    }
+    found = [{'picture': np.full((4, 4, 1), n, np.uint8), 'number': np.int64(n % 3)} for n in range(6)]
+    builder = mock.Mock()
+    builder.info.features = features
+    monkeypatch.setattr(image_folder, 'prepared_builder', lambda name, data_dir: builder)
+    monkeypatch.setattr(image_folder, 'examples', lambda builder, split: found)
+    options = {'image_size': 4, 'image': 'picture', 'label': 'number'}
+    dataset = image_folder.open_tfds_images('mine', **options)
+    assert dataset.spec.num_classes == 3
+    images, labels = (dataset.train.arrays[name] for name in ('image', 'label'))
+    np.testing.assert_array_equal(images[:, 0, 0, 0] % 3, labels)
+    for changes, message in {
+        ('image', 'image'): "image='image' must be a feature .* has .'number', 'picture', 'share'",
+        ('label', 'class'): "label='class' must be a feature of the data set, but 'mine' has",
+        ('label', 'share'): "label='share' must be a feature of classes or integers, but is float32",
+    }.items():
+        with fixtures.refused(message):
+            image_folder.open_tfds_images('mine', **options | dict([changes]))
 
 
 def test_any_text_of_tfds_by_its_name_whose_bytes_are_written_once(folder):
@@ -117,22 +146,45 @@ def test_cifar_is_as_tfds_describes_it(name):
     assert features['label'].num_classes == DATASETS[name].num_classes
 
 
+def raised_again():
+    """As TFDS does: under the same class, without the name, after everything that it was to write."""
+    error = ModuleNotFoundError('Failed to encode example:\n' + '[0, 0, 0],\n' * 50 + 'In <Image> with name')
+    error.__cause__ = ModuleNotFoundError("No module named 'tensorflow'", name='tensorflow')
+    return error
+
+
 @pytest.mark.parametrize(
-    ('cause', 'cure'),
+    ('cause', 'why'),
     [
-        (ConnectionError('no route to host'), '(ConnectionError: no route to host). Without a network'),
-        (ModuleNotFoundError('None', name='tensorflow'), "Run pip install 'def_jax[tensorflow]'."),
+        (ConnectionError('no route'), 'could not be prepared there (ConnectionError: no route). With'),
+        (raised_again(), "run pip install 'def_jax[tensorflow]'. Without a network"),
     ],
 )
-def test_absent_data_set(tmp_path, monkeypatch, cause, cure):
+def test_absent_data_set(tmp_path, monkeypatch, cause, why):
     monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', mock.Mock(side_effect=cause))
     with pytest.raises(FileNotFoundError) as error:
         in_memory.load_dataset('cifar10', tmp_path)
-    message = str(error.value)
-    assert message.startswith(f"Data set 'cifar10' is not in {tmp_path}/cifar10/3.")
-    for part in (cure, 'tfds build cifar10 --data_dir=DIR', 'TFDS_DATA_DIR', '--config.data_dir'):
+    message = one_line(error.value)
+    assert message.startswith(f"Data set 'cifar10' is not in {tmp_path}/cifar10/3.") and f': {why}' in message
+    for part in ('tfds build cifar10 --data_dir=DIR', 'TFDS_DATA_DIR', '--config.data_dir'):
         assert part in message
     assert error.value.__cause__ is cause
+
+
+def test_tensorflow_is_asked_for_before_images_are_downloaded(tmp_path, monkeypatch):
+    find, prepare = importlib.util.find_spec, mock.Mock()
+    hidden = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, 'find_spec', hidden)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', prepare)
+    with pytest.raises(FileNotFoundError, match=r"TFDS writes images with .*: run pip install 'def_jax"):
+        in_memory.load_dataset('cifar10', tmp_path)
+    assert not prepare.called
+
+
+def test_the_extra_of_data_sets_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+    with fixtures.refused(r"not installed. Run pip install 'def_jax\[tensorflow\]', or 'def_jax\[tfds\]' if"):
+        in_memory.load_dataset('cifar10')
 
 
 def test_a_process_that_loses_the_race_to_prepare_uses_the_winners_files(folder, tmp_path, monkeypatch):

@@ -5,11 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
+import training_fixtures as fixtures
 from test_streaming import toy_train_split
 from toy_images import NUM_EXAMPLES
 
 from def_jax.trainer.data import order
-from def_jax.trainer.data.dataset import Dataset
+from def_jax.trainer.data.dataset import Dataset, DatasetSpec
 from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.data.text.corpus import Corpus
 from def_jax.trainer.data.text.windows import Windows
@@ -143,3 +144,22 @@ def test_permutation_depends_on_seed_and_epoch_alone_and_is_drawn_once():
         order.train_batch(split, seed=0, step=step, batch_size=8, num_workers=2)['label'][:] = -1
     assert order.epoch_permutation.cache_info().misses == 3
     assert split.arrays['label'].tolist() == list(range(24))
+
+
+@pytest.mark.parametrize(
+    ('labels', 'found'),
+    [
+        ([0, 1, -1, 2], 'must be in .0, 2., as num_classes=3, but one is -1. Count classes from 0'),
+        ([1, 2, 3], 'must be in .0, 2., as num_classes=3, but one is 3'),
+        (np.array([0, 2**32 + 1, 2]), '.*but one is 4294967297'),  # 1 in int32
+        ([0.0, 1.0], 'must be integers, but are float64'),
+    ],
+)
+@pytest.mark.parametrize('name', ['train', 'validation', 'test'])
+def test_labels_that_are_no_classes_are_refused(labels, found, name):
+    spec = DatasetSpec('toy', (2, 2, 1), 3, (0.0,), (1.0,), crop_padding=0, flip=False)
+    splits = dict.fromkeys(('train', 'validation', 'test'), Arrays({'label': np.arange(3)}))
+    splits[name] = Arrays({'label': np.array(labels)})
+    with fixtures.refused(f"^labels of the split '{name}' {found}"):
+        Dataset(**splits, spec=spec)
+    Dataset(**splits)  # a user's own task may give them another meaning

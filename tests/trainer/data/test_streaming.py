@@ -1,11 +1,13 @@
 """Streaming: images and labels of real files, at ImageNet's size; crops; errors. Batches: test_splits.py."""
 
+import dataclasses
 import functools
 import itertools
 
 import numpy as np
 import PIL.Image
 import pytest
+import training_fixtures as fixtures
 from toy_images import NAME, NUM_EXAMPLES, prepared
 
 from def_jax.trainer.data import streaming
@@ -34,6 +36,13 @@ def test_a_batch_holds_the_images_of_its_labels(train):
         assert (batch['image'].shape, batch['image'].dtype) == ((3, 2, 8, 8, 3), np.uint8)
         assert (batch['label'].shape, batch['label'].dtype) == ((3, 2), np.int32)
         np.testing.assert_array_equal((batch['image'].mean(axis=(2, 3, 4)) + 2) // 10, batch['label'])
+
+
+def test_a_label_that_is_no_class_is_refused_when_it_is_read(train):
+    """Such as -1, by which TFDS says that an example has none."""
+    few = dataclasses.replace(train, num_classes=NUM_EXAMPLES - 1)
+    with fixtures.refused(rf"^labels of the split 'train' must be .*but one is {NUM_EXAMPLES - 1}"):
+        batches(few, 5)
 
 
 def test_crops_differ_by_seed_and_epoch(train):

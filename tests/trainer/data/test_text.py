@@ -84,12 +84,41 @@ def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path, small_files, doc
     assert os.listdir(tmp_path) == []
 
 
-def test_a_truncated_file(tmp_path):
-    corpus.write_corpus(tmp_path / 'train', DOCUMENTS)
-    with (tmp_path / 'train' / 'bytes.bin').open('ab') as file:
-        file.truncate(20)
-    with pytest.raises(ValueError, match=r'has 20 bytes in 5 documents, but about.json says 25 in 5. Delete'):
-        corpus.open_corpus(tmp_path / 'train')
+def flipped(at):
+    def flip(path):
+        content = bytearray(path.read_bytes())
+        content[at] ^= 1
+        path.write_bytes(content)
+
+    return flip
+
+
+@pytest.mark.parametrize(
+    ('name', 'damage', 'message'),
+    [
+        ('bytes.bin', flipped(3), 'its checksum is not that of about.json'),
+        ('ends.npy', flipped(-8), 'its checksum is not that of about.json'),
+        ('bytes.bin', lambda path: os.truncate(path, 20), 'its checksum is not that of about.json'),
+        ('ends.npy', flipped(0), 'ValueError: '),
+        ('about.json', lambda path: os.truncate(path, 20), 'JSONDecodeError: '),
+        ('about.json', lambda path: path.write_text('{"bytes": 25}'), "KeyError: 'sha256'"),
+        ('bytes.bin', Path.unlink, 'FileNotFoundError: '),
+    ],
+)
+def test_a_damaged_corpus_is_refused(tmp_path, name, damage, message):
+    folder = tmp_path / 'train'
+    corpus.write_corpus(folder, DOCUMENTS)
+    damage(folder / name)
+    with fixtures.refused(rf'^{folder} is damaged, or of an earlier version \({message}.*\. Delete that'):
+        corpus.open_corpus(folder)
+
+
+def test_a_checksum_is_of_the_bytes_and_of_where_documents_end(tmp_path):
+    checksums = set()
+    for number, documents in enumerate((DOCUMENTS, [b''.join(DOCUMENTS)], [*DOCUMENTS, b'x'])):
+        corpus.write_corpus(tmp_path / str(number), documents)
+        checksums.add(corpus.open_corpus(tmp_path / str(number)).checksum)
+    assert len(checksums) == 3
 
 
 def written(root, **documents):
@@ -125,6 +154,25 @@ def test_a_single_file_is_cut_where_a_line_or_a_character_begins(tmp_path, line)
     assert all(part.endswith(b'\n') for part in parts) == ('\n' in line)
 
 
+@pytest.mark.parametrize('count', [2, 10])
+def test_a_few_files_are_cut_where_their_paths_would_leave_a_split_empty(tmp_path, count):
+    texts = {f'{number}x': f'{number} {"λ" * 100}'.encode() for number in range(count)}
+    assert {corpus.split_of(f'{name}.txt') for name in texts} < {'train', 'validation', 'test'}
+    dataset = open_text_folder(written(tmp_path / 'texts', **texts), context=4)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    documents = [np.split(split.corpus.text, split.corpus.ends)[:-1] for split in splits]
+    assert [b''.join(map(bytes, parts)) for parts in zip(*documents, strict=True)] == [*texts.values()]
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
+    root = written(tmp_path / 'texts', a=b'text' * 100)
+    for make in (os.mkfifo, lambda path: path.symlink_to('nothing')):
+        make(root / 'b.txt')
+        with fixtures.refused("b.txt' is not a regular file"):
+            open_text_folder(root)
+        (root / 'b.txt').unlink()
+
+
 def test_links_are_followed_but_not_in_circles_and_names_need_not_be_utf8(tmp_path):
     root = written(tmp_path / 'texts', **{f'a/{number}': f'{number};'.encode() for number in range(40)})
     written(tmp_path / 'elsewhere', **{f'inner/{number}': f'{number};'.encode() for number in range(40, 80)})
@@ -141,9 +189,9 @@ def test_links_are_followed_but_not_in_circles_and_names_need_not_be_utf8(tmp_pa
     ('documents', 'message'),
     [
         ({}, "path='.*texts' is not a folder"),
-        ({'a': b'text', 'b': b'text'}, 'has no text for .*: its 2 files are divided by a hash'),
-        ({'a': b'text'}, "path='.*texts' has 1 files with 4 bytes. Put text there"),
-        ({'.hidden/a': b'text'}, "path='.*texts' has 0 files with 0 bytes. Put text there"),
+        ({'a': b't', 'b': b't'}, 'text_folder texts has 2 files with 2 bytes. Put text there'),
+        ({'a': b'text'}, 'text_folder texts has 1 files with 4 bytes. Put text there'),
+        ({'.hidden/a': b'text'}, 'text_folder texts has 0 files with 0 bytes. Put text there'),
         ({'a': b'caf\xe9'}, r"'.*a.txt' is not UTF-8 \('utf-8' codec can't decode byte 0xe9.*Convert"),
     ],
 )

@@ -41,18 +41,51 @@ def test_an_address_that_is_taken_is_refused(environment, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-def test_compiled_programs_are_kept_where_the_users_cache_can_be_written_to(tmp_path, monkeypatch):
-    jax = mock.Mock()
-    monkeypatch.setattr(command_line, 'jax', jax)
+@pytest.fixture
+def kept_in(tmp_path, monkeypatch):
+    """Sets up the environment of a run; gives the folder for compiled programs, if it has one."""
     monkeypatch.setattr(command_line.flags, 'FLAGS', {'verbosity': mock.Mock(present=True)})
-    with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(tmp_path)):
-        del os.environ['JAX_COMPILATION_CACHE_DIR']
-        (tmp_path / 'def_jax').touch()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+
+    def set_up():
+        config = mock.Mock()
+        monkeypatch.setattr(command_line, 'jax', config)
         command_line.set_environment(fake_devices=False)
-        assert not jax.config.update.called
-        (tmp_path / 'def_jax').unlink()
-        command_line.set_environment(fake_devices=False)
-    jax.config.update.assert_any_call('jax_compilation_cache_dir', f'{tmp_path}/def_jax/compiled')
+        settings = dict(call.args for call in config.config.update.call_args_list)
+        return settings.get('jax_compilation_cache_dir')
+
+    return set_up
+
+
+def test_compiled_programs_are_kept_where_the_users_cache_can_be_written_to(tmp_path, kept_in):
+    (tmp_path / 'def_jax').touch()
+    assert kept_in() is None
+    (tmp_path / 'def_jax').unlink()
+    umask = os.umask(0o002)  # with which others of the group may write to new folders
+    try:
+        assert kept_in() == kept_in() == f'{tmp_path}/def_jax/compiled'
+    finally:
+        os.umask(umask)
+
+
+@pytest.mark.parametrize('name', ['def_jax', 'def_jax/compiled'])
+def test_programs_that_somebody_else_may_have_put_there_are_not_run(tmp_path, monkeypatch, kept_in, name):
+    kept_in()
+    for mode in (0o777, 0o720):
+        (tmp_path / name).chmod(mode)
+        assert kept_in() is None
+    (tmp_path / name).chmod(0o755)
+    assert kept_in() is not None
+    stat, lstat = Path.stat, Path.lstat
+
+    def owned(found):
+        return os.stat_result([*found[:4], os.geteuid() + 1, *found[5:10]])
+
+    for function, found in (('stat', stat), ('lstat', lstat)):  # a link is its maker's
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, function, lambda path, found=found, **options: owned(found(path, **options)))
+            assert kept_in() is None
 
 
 WATCHED = 'import os, signal, sys, time\nfrom def_jax.trainer.launch.supervision import supervised\n'

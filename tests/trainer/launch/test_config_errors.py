@@ -103,6 +103,11 @@ def test_a_key_is_set_by_a_flag_or_behind_the_colon(setting, key, value):
         check_config(config)
 
 
+@pytest.mark.filterwarnings('error')
+def test_a_file_is_read_where_warnings_are_errors():
+    assert parse(*DIGITS).ratio == 64
+
+
 def mutated_line(chance):
     """A command line with some values for some keys, often with a character too many, too few, or another."""
     flags = [f'--workdir={chance.choice(["run", "../..", ""])}', f'--config={digits.__file__}']

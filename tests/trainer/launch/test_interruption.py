@@ -60,9 +60,12 @@ def test_a_run_that_is_interrupted_again_and_again_ends_where_an_uninterrupted_o
     # Every record is the mean over the same steps, also the one that was pending when the signal came.
     records = [record for record in fixtures.records(tmp_path) if 'pending' not in record]
     assert records == fixtures.records(recorded.folder)
-    # The steps of the process before are in the mean, but took none of this one's time.
+    # Steps of the process before, and the first of this, are in the mean, but took none of the time; a record
+    # of these alone has no speed.
     training = [record for record in fixtures.metrics.read(tmp_path / 'metrics.jsonl') if 'loss' in record]
-    assert {record['images_per_second'] for record in training} == {recorded.config.batch_size}
+    speeds = {record['step']: record.get('images_per_second') for record in training}
+    assert [step for step, speed in speeds.items() if speed is None] == [5, 9]
+    assert {*speeds.values()} - {None} == {recorded.config.batch_size}
     assert result['metrics']['train_loss'] == recorded.result['metrics']['train_loss']
 
 

@@ -94,29 +94,23 @@ def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Data
 
     Args:
         path: the folder. A hash of a file's path within it decides its split: about a tenth of the files for
-            validation, a tenth for testing. So a file keeps its split when others are added. A single file is
-            cut instead: its last tenth is for testing, the one before for validation.
+            validation, a tenth for testing. So a file keeps its split when others are added. Where that
+            leaves a split without text, as for a few files, each is cut instead: its last tenth is for
+            testing, the one before for validation.
         context: the length of a window, in bytes.
 
     Returns:
         The data set; its documents are in the order of their paths.
 
     Raises:
-        ValueError: if there is no such folder, a file is not UTF-8, or a split has no text.
+        ValueError: if there is no such folder, a file is not UTF-8 or not a regular file, or there is not
+            enough text for three splits.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ValueError(f'path={str(path)!r} is not a folder.')
     paths = sorted(file.relative_to(root).as_posix() for file in _files(root))
-    texts = {path: _read(root / path) for path in paths}
-    name = f'text_folder {root.name}'
-    if len(texts) > 1:
-        return _of_files(name, texts, context)
-    parts = [[part] for text in texts.values() for part in _cut(text)]
-    if not parts or not all(part for (part,) in parts):
-        found = f'{len(texts)} files with {sum(map(len, texts.values()))} bytes'
-        raise ValueError(f'path={str(path)!r} has {found}. Put text there: a long file, or several.')
-    return _dataset(name, parts, context)
+    return _of_files(f'text_folder {root.name}', {path: _read(root / path) for path in paths}, context)
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -140,14 +134,16 @@ def _cut(text: bytes) -> list[bytes]:
 
 
 def _of_files(name: str, texts: Mapping[str, bytes], context: int) -> Dataset:
-    """A data set of texts by their paths, in their order, which are divided by a hash of their paths."""
+    """A data set of texts by their paths, in their order, divided by a hash of the paths or else by cuts."""
     documents: dict[str, list[bytes]] = {role: [] for role in ROLES}
     for path, text in texts.items():
         documents[corpus.split_of(path)].append(text)
-    if missing := [role for role in ROLES if not any(documents[role])]:
-        how = f'its {len(texts)} files are divided by a hash of their paths'
-        cure = 'Add files, divide long ones, or put all into one'
-        raise ValueError(f'{name} has no text for {" and ".join(missing)}: {how}. {cure}.')
+    if not all(map(any, documents.values())):
+        parts = [_cut(text) for text in texts.values()]
+        documents = {role: [part[index] for part in parts] for index, role in enumerate(ROLES)}
+    if not all(map(any, documents.values())):
+        found = f'{len(texts)} files with {sum(map(len, texts.values()))} bytes'
+        raise ValueError(f'{name} has {found}. Put text there: a long file, or several.')
     return _dataset(name, [documents[role] for role in ROLES], context)
 
 
@@ -156,13 +152,16 @@ def _dataset(name: str, splits: Iterable[list[bytes]], context: int) -> Dataset:
 
     def joined(documents: list[bytes]) -> corpus.Corpus:
         text, ends = b''.join(documents), np.cumsum([len(document) for document in documents if document])
-        return corpus.Corpus(np.frombuffer(text, np.uint8), ends, hashlib.sha256(text).hexdigest())
+        checksum = corpus.checksum_of(hashlib.sha256(text), ends)
+        return corpus.Corpus(np.frombuffer(text, np.uint8), ends, checksum)
 
     check_integer('context', context, 1, 'the length of a window, in bytes')
     return dataset_of_windows(name, [Windows(joined(documents), context) for documents in splits])
 
 
 def _read(file: Path) -> bytes:
+    if not file.is_file():  # a pipe would be waited for
+        raise ValueError(f'{str(file)!r} is not a regular file, but a pipe or a link to nothing. Remove it.')
     content = file.read_bytes()
     try:
         content.decode('utf-8')

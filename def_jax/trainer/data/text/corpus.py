@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ['START', 'VOCAB_SIZE', 'Corpus', 'open_corpus', 'split_of', 'write_corpus']
+__all__ = ['START', 'VOCAB_SIZE', 'Corpus', 'checksum_of', 'open_corpus', 'split_of', 'write_corpus']
 
 VOCAB_SIZE = 256
 START = 0xFF  # precedes a document; a byte that UTF-8 never uses
@@ -27,7 +27,7 @@ class Corpus:
 
     text: np.ndarray  # their bytes, uint8 [N], usually mapped from a file
     ends: np.ndarray  # where each ends, int64 [documents], increasing; none is empty
-    checksum: str = ''  # SHA-256 of the bytes, in hexadecimal
+    checksum: str = ''  # see `checksum_of`
 
     def __len__(self) -> int:
         return len(self.text)
@@ -58,7 +58,7 @@ def write_corpus(folder: Path, documents: Iterable[bytes]) -> None:
                     size += len(document)
                     ends.append(size)
         np.save(temporary / _ENDS, np.array(ends, np.int64))
-        about = {'bytes': size, 'documents': len(ends), 'sha256': digest.hexdigest()}
+        about = {'bytes': size, 'documents': len(ends), 'sha256': checksum_of(digest, np.array(ends))}
         (temporary / _ABOUT).write_text(json.dumps(about), encoding='utf-8')
         temporary.chmod(0o755)  # others may read it; a temporary folder is its owner's alone
         with contextlib.suppress(OSError):  # another process has written the folder: use that one
@@ -68,16 +68,26 @@ def write_corpus(folder: Path, documents: Iterable[bytes]) -> None:
 
 
 def open_corpus(folder: Path) -> Corpus:
-    """Maps a corpus that `write_corpus` wrote; ValueError if its files do not fit together."""
-    about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding='utf-8'))
-    size = (folder / _BYTES).stat().st_size
-    ends = np.load(folder / _ENDS, mmap_mode='r' if size else None)  # an empty file cannot be mapped
-    if about['bytes'] != size or about['documents'] != len(ends):
-        says = f'{_ABOUT} says {about["bytes"]} in {about["documents"]}'
+    """Maps a corpus that `write_corpus` wrote, and reads it once; ValueError if its files are damaged."""
+    try:
+        about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding='utf-8'))
+        size = (folder / _BYTES).stat().st_size
+        ends = np.load(folder / _ENDS, mmap_mode='r' if size else None)  # an empty file cannot be mapped
+        text = np.memmap(folder / _BYTES, np.uint8, 'r') if size else np.zeros(0, np.uint8)
+        checksum = checksum_of(hashlib.sha256(text.data), ends)
+        problem = '' if about['sha256'] == checksum else f'its checksum is not that of {_ABOUT}'
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        problem = f'{type(error).__name__}: {error}'
+    if problem:
         cure = 'Delete that folder; it is written again'
-        raise ValueError(f'{folder} has {size} bytes in {len(ends)} documents, but {says}. {cure}.')
-    text = np.memmap(folder / _BYTES, np.uint8, 'r') if size else np.zeros(0, np.uint8)
-    return Corpus(text, ends, about['sha256'])
+        raise ValueError(f'{folder} is damaged, or of an earlier version ({problem}). {cure}.')
+    return Corpus(text, ends, checksum)
+
+
+def checksum_of(digest: Any, ends: np.ndarray) -> str:
+    """The checksum of a corpus, from hashlib's SHA-256 of its bytes and from where its documents end."""
+    digest.update(ends.astype(np.int64).data)
+    return digest.hexdigest()
 
 
 def split_of(path: str) -> str:

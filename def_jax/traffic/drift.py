@@ -21,25 +21,33 @@ _DIVIDES = ('all_to_all', 'reduce_scatter', 'ppermute', 'axis_index')
 
 
 def agreed(function: Any, own_in: PyTree, own_out: PyTree, names: Sequence[str], arguments: tuple) -> Any:
-    """`function(*arguments)` of one worker, updates and state, or a ValueError if workers would differ.
-
-    `own_in` and `own_out`, booleans, are prefixes of the arguments and of the results: what is per-worker.
-    """
+    """`function(*arguments)` of one worker, updates and state, after `check_agreement`."""
     program = jax.jit(function)
     traced = program.trace(*arguments)
+    check_agreement(traced.jaxpr.jaxpr, arguments, traced.out_info, own_in, own_out, names)
+    return program(*arguments)
+
+
+def check_agreement(
+    program: Any, arguments: tuple, results: tuple, own_in: PyTree, own_out: PyTree, names: Sequence[str]
+) -> None:
+    """Raises ValueError if workers would get different updates, or state, of an update that has been traced.
+
+    `own_in` and `own_out`, booleans, are prefixes of the arguments and of the results, which are updates and
+    state: what is per-worker. `names` are the axes over workers.
+    """
     given = jax.tree.leaves(each(lambda mine, _: frozenset(names if mine else ()), own_in, arguments))
-    parts = zip(('updates', 'opt_state'), jax.tree.broadcast(own_out, traced.out_info), strict=True)
+    parts = zip(('updates', 'opt_state'), jax.tree.broadcast(own_out, results), strict=True)
     own = [(name + path, mine) for name, part in parts for path, mine in named_leaves(part)]
-    varying = axes_of_results(traced.jaxpr.jaxpr, given)
-    for (place, mine), axes in zip(own, varying, strict=True):
+    for (place, mine), axes in zip(own, axes_of_results(program, given), strict=True):
         if axes & set(names) and not mine:
             raise ValueError(
                 f"{place} would differ between workers: it depends on a worker's own gradient or state, and "
                 'not through what workers exchange. Put the transformation that computes it before '
-                'def_jax.error_feedback or into its inner=; under optax.masked, give the other parameters '
-                'def_jax.all_reduce_mean.'
+                'def_jax.error_feedback or into its inner=. optax.masked passes on the gradients of what it '
+                'masks: use optax.multi_transform, with optax.set_to_zero() for what is frozen and a link '
+                'such as def_jax.all_reduce_mean for what trains.'
             )
-    return program(*arguments)
 
 
 def axes_of_results(program: Any, given: Sequence[Axes]) -> list[Axes]:
