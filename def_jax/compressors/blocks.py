@@ -55,12 +55,12 @@ class Block(NamedTuple):
         """Number of elements of a tile."""
         return math.prod(self.shape)
 
-    def take(self, x: jax.Array, first: Sequence[jax.Array]) -> jax.Array:
+    def take(self, x: jax.Array, first: Any) -> jax.Array:
         """The tile whose first own coordinates are `first`, uint32 [] each, as float32 [size]."""
         tile = lax.dynamic_slice(x, self._start(first), self.shape).astype(jnp.float32)
         return self._where_own(first, tile, jnp.float32(0)).reshape(-1)
 
-    def replace(self, x: jax.Array, values: jax.Array, first: Sequence[jax.Array]) -> jax.Array:
+    def replace(self, x: jax.Array, values: jax.Array, first: Any) -> jax.Array:
         """x with `values`, float32 [size], in place of the tile's own elements. XLA writes the tile only."""
         start, tile = self._start(first), values.reshape(self.shape).astype(x.dtype)
         if self._cut_short:
@@ -74,11 +74,11 @@ class Block(NamedTuple):
         """The axes along which the last tile is shorter."""
         return [i for i, edge in enumerate(self.shape) if edge and self.tensor[i] % edge]
 
-    def _start(self, first: Sequence[jax.Array]) -> list[Any]:
+    def _start(self, first: Any) -> list[Any]:
         # Both kinds of slice move a start that is too near the end, so that the tile fits.
         return [np.uint32(0) if cuts == 1 else first[i] for i, cuts in enumerate(self.grid)]
 
-    def _where_own(self, first: Sequence[jax.Array], own: jax.Array, other: jax.Array) -> jax.Array:
+    def _where_own(self, first: Any, own: jax.Array, other: jax.Array) -> jax.Array:
         for i in self._cut_short:
             overlap = first[i] - jnp.minimum(first[i], np.uint32(self.tensor[i] - self.shape[i]))
             own = jnp.where(lax.broadcasted_iota(jnp.uint32, self.shape, i) >= overlap, own, other)
