@@ -166,7 +166,7 @@ MISTAKES = [
     ),
     *(
         (
-            'moments precede .* as inner=',
+            'an optimizer .ScaleByAdamState. precedes another .* as inner=',
             read,
             PARAMS,
             optax.chain(optax.adam(0.1), WRAPPER).init(PARAMS),
@@ -199,3 +199,10 @@ def test_what_resembles_a_mistake():
     assert jax.tree.map(jnp.shape, read) == jax.tree.map(jnp.shape, PARAMS)
     keys = [shared_key(seed) for seed in (5, np.int8(5), jnp.int32(5))]
     assert all(np.array_equal(key, keys[0]) for key in keys)
+
+
+def test_what_precedes_a_wrapper_is_judged_by_what_it_is():
+    """A mean of gradients is like the parameters as moments are, and does not negate."""
+    optimizer = optax.chain(optax.ema(0.9), WRAPPER)
+    state = optimizer.init(PARAMS)
+    assert def_jax.detached_params(PARAMS, state) is not None

@@ -1,7 +1,7 @@
 """The states of links, and which leaves of an optimizer's state are per-worker: those that they name."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,6 +26,21 @@ _AROUND: dict[type, str] = {
     optax.MultiStepsState: 'optax.MultiSteps, which communicates at every step and may skip some on one '
     f'worker alone. {_ACCUMULATE}',
 }
+
+
+# States of optimizers, which negate; of plain optax.sgd nothing tells.
+_OPTIMIZERS = (
+    *(optax.TraceState, optax.ScaleByAdamState, optax.ScaleByLionState, optax.ScaleByRmsState),
+    *(optax.ScaleByRStdDevState, optax.ScaleByRssState, optax.ScaleByAdaDeltaState, optax.FactoredState),
+    *(optax.ScaleByAmsgradState, optax.ScaleByBeliefState, optax.ScaleByNovogradState),
+    optax.contrib.MuonState,
+)
+
+
+def _of_types(types: tuple[type, ...], tree: PyTree) -> Iterator[str]:
+    """The names of those types of which a node of a tree is."""
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, types))
+    return (type(node).__name__ for node in nodes if isinstance(node, types))
 
 
 def is_link(node: Any) -> bool:
@@ -189,11 +204,10 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
                 f'{caller}: something stands after def_jax.error_feedback in the chain, which has no inner=: '
                 'an optimizer there is given updates in place of gradients. Pass it as inner= instead.'
             )
-        tensors = {leaf.shape for leaf in jax.tree.leaves(chain[place].residual) if leaf.ndim}
-        if not bare and any(leaf.shape in tensors for leaf in floats):
+        if not bare and (kind := next(_of_types(_OPTIMIZERS, chain[:place]), None)):
             raise ValueError(
-                f'{caller}: moments precede an optimizer such as def_sgd in the chain. If they are those of '
-                'another, both negate, and x would climb. Pass that to def_jax.error_feedback as inner=.'
+                f'{caller}: an optimizer ({kind}) precedes another such as def_sgd in the chain: both negate, '
+                'and x would climb. Pass it to def_jax.error_feedback as inner=.'
             )
         skips = not isinstance(chain[place].skipped, tuple)  # and what precedes keeps a NaN for good
         if bare and floats and (in_spmd or skips):
