@@ -206,8 +206,8 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
             )
         if not bare and (kind := next(_of_types(_OPTIMIZERS, chain[:place]), None)):
             raise ValueError(
-                f'{caller}: an optimizer ({kind}) precedes another such as def_sgd in the chain: both negate, '
-                'and x would climb. Pass it to def_jax.error_feedback as inner=.'
+                f'{caller}: an optimizer ({kind}) precedes another such as def_sgd in the chain: both '
+                'negate, and x would climb. Pass it to def_jax.error_feedback as inner=.'
             )
         skips = not isinstance(chain[place].skipped, tuple)  # and what precedes keeps a NaN for good
         if bare and floats and (in_spmd or skips):
