@@ -19,7 +19,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from def_jax.compressors import Compressor, check_compressor
+from def_jax.compressors import Compressor
 from def_jax.ground.arguments import check_seed, named_leaves
 from def_jax.ground.barriers import in_memory
 from def_jax.ground.collectives import (
@@ -145,7 +145,6 @@ def error_feedback(
     >>> int(jnp.sum(updates != 0))  # a quarter is applied, the rest kept for later
     2
     """
-    check_compressor(compressor)
     check_seed(seed)
     options = Options(
         compressor=compressor,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from def_jax.compressors import Compressor, Selection
+from def_jax.compressors import Compressor, Selection, check_compressor
 from def_jax.ground.arguments import check_flag, check_integer, check_number
 from def_jax.ground.collectives import (
     Group,
@@ -73,6 +73,7 @@ class Options:
     overlap: bool
 
     def __post_init__(self):
+        check_compressor(self.compressor)
         check_bits(self.bits)
         check_inside(self.inside, self.axis_name)
         if not self.estimates_detach or self.detach != 'auto':
