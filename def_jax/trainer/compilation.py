@@ -67,7 +67,8 @@ def main(argv: list[str]) -> int:
         experiment = build(config)
         workers, sent = experiment.workers, experiment.communication
         node = flags.FLAGS.devices_per_node
-        worker_of = [device // workers.devices_per_row for device in range(len(workers.devices))]
+        together = workers.devices_per_row * experiment.config.inside  # a worker's devices
+        worker_of = [device // together for device in range(len(workers.devices))]
         print(f'{experiment.title}, what a device sends:')
         for name, hlo, executions in programs(experiment):
             print(f'\n{name}, {executions:,} times in a run:\n\n{summary(hlo, worker_of, node)}')

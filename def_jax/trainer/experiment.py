@@ -205,6 +205,7 @@ class Experiment:
     def _communication(self, passed: Callable[[Sequence[Message]], int]) -> Communication:
         config, params, found = self.config, self.abstract_variables['params'], self._traffic
         part, devices = self.workers.part(params), self.workers.devices_per_row
+        senders = devices * config.inside  # each its part of what a worker's devices hold whole
         # Averages, every P steps, and dense first steps lie in branches that not every step takes; they are
         # counted apart. With local steps the message itself does.
         always = passed(found.always)
@@ -215,7 +216,7 @@ class Experiment:
             raise ValueError(f'{what}. Average over its axis_name, e.g. with jax.lax.pmean.')
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         # A method of one worker has nobody to send to: what it applies at each step is everything.
-        message = devices * message or 4 * num_params
+        message = senders * message or 4 * num_params
         blocks = self.method.link is None and self.method.compressor(
             ratio=config.ratio, bits=config.bits, order=config.order, allocation=config.allocation
         )
@@ -224,7 +225,7 @@ class Experiment:
             message_size=devices * message_size(blocks, part) if blocks else message // 4,
             message_bytes=message,
             dense_steps=self.method.dense_steps(config),
-            always=devices * always // 4 if config.every > 1 else 0,
+            always=senders * always // 4 if config.every > 1 else 0,
             average_every=config.average_every if self.method.averages else 0,
             every=config.every,
         )

@@ -53,6 +53,18 @@ def test_a_message_in_few_bits_is_what_the_two_halves_of_an_all_reduce_carry(dat
     assert (virtual.communication, virtual.on_the_wire) == (sent, run.on_the_wire)
 
 
+def test_the_devices_of_a_worker_send_its_message_together(data_dir):
+    """And nothing else leaves a node that is one."""
+    changes = dict(method='def_q', ratio=64, model='resnet8', model_options={}, num_workers=2, inside=2)
+    run = experiment.build(fixtures.tiny_config(data_dir, **changes))
+    found = collectives(next(compilation.programs(run)).hlo)
+    nodes = [collective.passed(4, nodes=[0, 0, 1, 1]).node_bytes for collective in found]
+    sent = run.communication
+    assert sent.bytes_per_step == pytest.approx(sum(nodes), rel=0.01)
+    assert sent.bytes_per_step * 64 == pytest.approx(sent.dense_bytes_per_step, rel=0.05)
+    assert sent.true_ratio == pytest.approx(4, rel=0.05)
+
+
 def test_evaluations_have_programs_of_their_own(data_dir):
     changes = dict(method='psync', recalibrate_batches=2, evaluate_train_examples=10)
     run = experiment.build(fixtures.tiny_config(data_dir, **changes))
