@@ -3,9 +3,9 @@
     python experiments/theory/rounding.py
 
 The perceptron of without_batchnorm.py, 8 workers with 8 images each, trained by DEF-Q at 1/64 of the bytes.
-Every 100th step's message is measured. The first rounding's share D and the contraction are those of each
-worker's own; what the second adds to the mean over workers of the rests' squares, its own loss and a cross
-term with the first, is given over K·‖s‖², s being the mean of what the workers send.
+Every 100th step's message is measured. The first rounding spares a worker's own chunk: D is its share of what
+travels, and δ is that of a worker's message with it. The second rounds the mean of every chunk, of which the
+worker that owns it keeps the loss K times: given is its share of the mean's squares.
 """
 
 import functools
@@ -32,23 +32,20 @@ def square(tree):
 
 
 def shares(pending, key, step, bits):
-    """Of one worker's message in this step: D, what the second rounding adds, and R times δ."""
+    """Of one worker's message in this step: D of the first rounding, D of the second, and R times δ."""
     ratio = block_ratio(COMPRESSION, bits)
     compressor = def_jax.random_block(ratio, order='shuffled', allocation='balanced')
-    sizes = compressor.sizes(pending)
-
-    def message(axis_name):
-        route = wires.Route.of(sizes, axis_name, bits)
-        selection = compressor(key, step, pending, route.layout)
-        block = selection.take(pending)
-        return selection, block, *route.exchange(block)[:2]
-
-    selection, block, own, rest = message(None)
-    *_, rest_of_both = message('workers')
-    sent, lost, both = pmean((own, square(rest), square(rest_of_both)), 'workers')
-    left = square(selection.replace(pending, rest)) / square(pending)
-    added = (both - lost) / (WORKERS * square(sent))
-    return jnp.stack([square(rest) / square(block), added, ratio * (1 - left)])
+    route = wires.Route.of(compressor.sizes(pending), 'workers', bits)
+    selection = compressor(key, step, pending, route.layout)
+    block = selection.take(pending)
+    rest = route.exchange(block).rest
+    chunk = jnp.arange(len(block)) // (len(block) // WORKERS)
+    own = chunk == jax.lax.axis_index('workers')  # exact at first; its rest is what the second rounding takes
+    lost, again = jnp.where(own, 0, rest), jnp.where(own, rest, 0)
+    first = square(lost) / square(jnp.where(own, 0, block))
+    sent, kept = pmean((block - lost, square(again)), 'workers')
+    left = square(selection.replace(pending, lost)) / square(pending)
+    return jnp.stack([first, kept / (WORKERS * square(sent)), ratio * (1 - left)])
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -92,12 +89,13 @@ def main():
         theory = few_bits.loss(bits)
         for name, part in (('Gaussian', found[:, 0]), ('messages', found[:, 1:].mean(1))):
             columns = map(reporting.mean_std, part.T)
-            rows.append([str(bits), name, f'{theory:.3g}', *columns, f'{1 - theory:.3g}'])
+            contraction = 1 - theory * (WORKERS - 1) / WORKERS
+            rows.append([str(bits), name, f'{theory:.3g}', *columns, f'{contraction:.3g}'])
         steps = np.arange(EVERY, STEPS + 1, EVERY)
         reporting.band(panel, steps, found[:, 1:, 0].T / theory, f'{bits} bits')
     panel.set(xlabel='step', ylabel='D of messages / D_b', yscale='log')
     panel.legend()
-    header = ['bits', 'of', 'D_b', 'D', 'second rounding', 'R·δ', '1 - D_b']
+    header = ['bits', 'of', 'D_b', 'D', 'D of the second rounding', 'R·δ', 'R·δ(b)']
     setting = {'workers': WORKERS, 'compression': COMPRESSION, 'learning_rate': RATE, 'steps': STEPS}
     reporting.publish('rounding', figure, header, rows, seeds=SEEDS, **setting)
 

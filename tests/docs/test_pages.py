@@ -42,6 +42,13 @@ def test_links_and_pictures_are_there(document):
     assert set(re.findall(r'\btest_\w+\.py', text)) <= tests
 
 
+@pytest.mark.parametrize('recipe', sorted((DOCS / 'recipes').glob('[!i]*.md')), ids=lambda page: page.stem)
+def test_the_lines_of_a_recipe_are_those_of_its_program(recipe):
+    program = (DOCS.parent / f'examples/recipes/{recipe.stem}.py').read_text()
+    blocks = re.findall(r'```py\n(.*?)```', recipe.read_text(), re.DOTALL)
+    assert blocks and all(block in program for block in blocks)
+
+
 def test_the_examples_change_as_many_lines_as_the_page_says():
     page = (DOCS / 'how_to/your_trainer.md').read_text()
     rows = re.findall(r'\(\.\./\.\./(examples/\w+\.py)\) \| (\d+) \|', page)

@@ -111,11 +111,19 @@ def test_the_numbers_of_few_bits_are_those_of_their_program():
     for column, bits in enumerate((1, 2, 4, 8), start=1):
         gaussian, messages = (found[str(bits), of] for of in ('Gaussian', 'messages'))
         ratio = 64 * bits / 32
-        expected = [gaussian['D_b'], messages['D'], gaussian['1 - D_b'] / ratio, messages['R·δ'] / ratio]
+        expected = [gaussian['D_b'], messages['D'], gaussian['R·δ(b)'] / ratio, messages['R·δ'] / ratio]
         for row, value in zip(rows, expected, strict=True):
             text = NUMBER.findall(row[column])[0]
             assert abs(float(text) - value) <= 0.51 * 10.0 ** -len(text.partition('.')[2]), (row[0], bits)
-        growth = page.partition('cross term, is ')[2].replace(' and ', ', ').split(', ')[column - 1]
+        growth = page.partition('second rounding takes: ')[2].replace(' and ', ', ').split(', ')[column - 1]
         text = NUMBER.findall(growth)[0]
         near = 0.51 * 10.0 ** -len(text.partition('.')[2])
-        assert abs(float(text) - messages['second rounding']) <= near, bits
+        assert abs(float(text) - messages['D of the second rounding']) <= near, bits
+    for of, delta, times in (
+        ('Gaussian', 'R·δ(b)', r'(\d+) times smaller'),
+        ('messages', 'R·δ', r'(\d+) times with'),
+    ):
+        here, float32 = math.sqrt(1 - found['2', of][delta] / 4), math.sqrt(1 - 1 / 64)
+        bounds_of_a3 = ((a / (1 - a)) ** 2 for a in (float32, here))  # at the best β
+        expected = next(bounds_of_a3) / next(bounds_of_a3)
+        assert abs(float(re.search(times, page)[1]) / expected - 1) < 0.02, (of, expected)

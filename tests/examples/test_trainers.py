@@ -1,6 +1,6 @@
-"""The examples learn: the library's own, and the loops of other people's trainers, of which few lines change.
+"""The examples learn: the library's own, the recipes, and the loops of other people's trainers.
 
-All call `check`, which raises if more than the message crosses workers.
+Nearly all call `check`, which raises if more than the message crosses workers.
 """
 
 import importlib.util
@@ -25,6 +25,12 @@ REACHES = {
     'pmap_language_model': ('flax', 40, lambda loss: loss < 3.6),
     'pmap_imagenet': ('flax', 120, lambda accuracy: accuracy > 0.5),
     'pmap_ppo': ('flax', 15, lambda reward: reward > -8),  # it begins at -18
+    'recipes/accumulation': ('sklearn', 100, lambda loss: loss < 0.5),
+    'recipes/bfloat16_params': ('sklearn', 400, lambda gain: gain > 0.2),  # over dense training, in loss
+    'recipes/ema': ('sklearn', 200, lambda accuracy: accuracy > 0.9),
+    'recipes/gan': ('jax', 1500, lambda distance: distance < 0.5),  # of the means; it begins at 2
+    'recipes/lora': ('sklearn', 100, lambda loss: loss < 0.5),
+    'recipes/token_weights': ('jax', 150, lambda loss: loss < 1.5),  # a uniform guess has 2.1
 }
 
 
