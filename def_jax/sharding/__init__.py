@@ -65,7 +65,7 @@ def spmd(
         param_specs: how a worker's devices share the parameters: a PartitionSpec or NamedSharding for all, or
             a pytree of them, with None for P(), like the parameters or a prefix of these. They name only axes
             within a worker, and may be left out if a worker is one device. Each device sends the message of
-            what it holds, so what all devices of a worker hold is sent by each.
+            its shards, and its part of the message of what several hold alike.
         axis_name: the mesh axis over workers, or a tuple of axes.
         accumulate: calls of `update` per step of the optimizer, in place of `optax.MultiSteps`. It takes the
             mean of their gradients and sends its message at the last; updates are zero at the others.

@@ -120,7 +120,7 @@ def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree)
         raise ValueError(
             f"param_specs is missing: a worker has {devices} devices. Pass the parameters' PartitionSpecs "
             'within a worker, e.g. jax.tree.map(lambda x: x.sharding.spec, params); or P(), if each device '
-            'is to hold all parameters, which sends the message as many times.'
+            'is to hold all parameters.'
         )
     if len(set(mesh.axis_types)) > 1 or AxisType.Manual in mesh.axis_types:
         raise ValueError(
