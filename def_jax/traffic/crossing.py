@@ -237,7 +237,7 @@ def check_shards(compiled: Any, params: PyTree, names: Collection[str]) -> None:
             raise ValueError(
                 f'the step takes params{keystr(path)} in parts of shape {part}, but param_specs of '
                 f'def_jax.spmd says {told.sharding.spec}, parts of shape {whole}: every device would keep '
-                'residuals and send a message of that size. '
+                'residuals of that size. '
                 + (
                     'Move the parameters, which are divided among workers: jax.device_put(params, '
                     'dist.shardings).'

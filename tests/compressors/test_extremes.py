@@ -28,7 +28,7 @@ def test_blocks_of_leaves_past_2_31_elements(shape):
         with mock.patch.object(random, 'draw', lambda *_: place[None]):
             return _draw_places('random', key, jnp.uint32(0), [block], Layout.dense([block.size]))[0][0]
 
-    starts = np.asarray(jax.vmap(draw)(jnp.arange(64, dtype=jnp.uint32))).tolist()
+    starts = np.stack(jax.vmap(draw)(jnp.arange(64, dtype=jnp.uint32)), axis=-1).tolist()
     assert len({tuple(start) for start in starts}) == 64
     for start in starts:
         assert all(0 <= s <= n - b and s % b == 0 for s, n, b in zip(start, shape, block.shape, strict=True))

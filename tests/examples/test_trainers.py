@@ -30,6 +30,7 @@ REACHES = {
     'recipes/ema': ('sklearn', 200, lambda accuracy: accuracy > 0.9),
     'recipes/gan': ('jax', 1500, lambda distance: distance < 0.5),  # of the means; it begins at 2
     'recipes/lora': ('sklearn', 100, lambda loss: loss < 0.5),
+    'recipes/muon': ('sklearn', 80, lambda loss: loss < 0.6),
     'recipes/token_weights': ('jax', 150, lambda loss: loss < 1.5),  # a uniform guess has 2.1
 }
 

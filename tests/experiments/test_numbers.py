@@ -95,7 +95,8 @@ def test_readme_counts_apart_where_def_q_is_within_the_margin_open_and_behind():
     assert f'(1/{min(sent):.0f} to 1/{max(sent):.0f} of what passes over a link)' in readme
     words = ['one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
     here, again = ([words[each.count(kind) - 1] for kind in ('yes', 'open')] for each in within)
-    assert f'dense training on {here[0]}; {here[1]} leave that open ({again[1]}, for someone who' in readme
+    assert f'On {here[0]} of thirteen variants' in readme
+    assert f'On the other {here[1]}, intervals reach further (on {again[1]}, for someone who' in readme
     assert f'measurably behind on {words[len(behind) - 1]}:' in readme and all(x in readme for x in behind)
     assert f'reach {max(reach["points"]):.2f} points or {max(reach["nats"]):.3f} nats behind' in readme
 
@@ -121,11 +122,11 @@ def test_what_the_pages_say_of_10_m_parameters_by_hand_is_on_record():
     assert f'and AdamW {twice[2]:.3f}. So neither' in page
     assert f'ahead of 1/64, {sixteen} behind AdamW' in page
     for name, words in (
-        ('README.md', 'at 1/16, '),
-        ('docs/results.md', 'over 1/16, '),
-        ('docs/decide.md', '(at 16: '),
+        ('README.md', 'and {} at 1/16'),
+        ('docs/results.md', 'and {} at 1/16'),
+        ('docs/decide.md', 'and {} at 16'),
     ):
-        assert words + sixteen in ' '.join((RESULTS.parent / name).read_text().split())
+        assert words.format(sixteen) in ' '.join((RESULTS.parent / name).read_text().split())
 
 
 def test_no_mark_begins_a_line():
