@@ -1,8 +1,7 @@
 #!/bin/bash
 # Two nodes with 8 GPUs each. A node is a worker: one message leaves it a step, whatever number of GPUs it has.
 #     .venv/bin/pip install '.[training,tensorflow,cuda]'  # once
-#     sbatch examples/slurm.sh --config=configs/cifar10.py --workdir=/shared/runs/cifar10 \
-#         --config.num_workers=2 --config.shards_per_worker=8
+#     sbatch examples/slurm.sh --config=configs/cifar10.py --workdir=/shared/runs/cifar10
 # The trainer takes the coordinator's address and the processes' number and index from what srun sets. Ten
 # minutes before the time limit SLURM sends SIGTERM: all processes write a checkpoint and end with exit code 4,
 # and the job is requeued to resume.
