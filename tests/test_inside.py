@@ -264,3 +264,26 @@ def test_bad_inside_is_refused_before_a_step():
         mesh = jax.make_mesh((2,), ('w',), devices=jax.devices()[:2])
         dist = def_jax.spmd(def_jax.def_sgd(0.1, 64, 'w', inside=2), mesh, axis_name='w')
         dist.update(jnp.ones((2, 8)), dist.init(x), x)
+
+
+def test_gradients_that_types_have_summed_inside_are_refused():
+    """At a point that does not vary over a worker's devices; with one that does, they are averaged."""
+    optimizer, x = def_jax.def_sgd(0.1, 64, 'workers', inside='inside'), jnp.ones(8)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), AXES)
+
+    def step(batch, varies):
+        state = optimizer.init(x)
+        point = def_jax.detached_params(x, state)
+        point = jax.lax.pcast(point, 'inside', to='varying') if varies else point
+        grads = jax.grad(lambda point: jnp.sum(batch[0] * point))(point)
+        return optimizer.update(grads, state, x)[0]
+
+    def run(varies):
+        mapped = jax.shard_map(
+            lambda batch: step(batch, varies), mesh=mesh, in_specs=P(AXES), out_specs=P(), check_vma=True
+        )
+        return mapped(jnp.ones((4, 8)))
+
+    with pytest.raises(ValueError, match=r"summed its gradient over \('inside',\).*pcast\(def_jax.detached_"):
+        run(varies=False)
+    assert run(varies=True).any()

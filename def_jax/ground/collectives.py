@@ -180,16 +180,19 @@ def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
     return jax.tree.map(lambda x: lax.pcast(x, tuple(sorted(axes - _axes_of(x))), to='varying'), tree)
 
 
-def check_not_summed(updates: PyTree, axis_name: AxisName) -> None:
-    """Raises ValueError if the updates of all workers have been summed."""
+def check_not_summed(updates: PyTree, axis_name: AxisName, *, inside: bool = False) -> None:
+    """Raises ValueError if the updates of all workers have been summed, or those of a worker's devices."""
+    point = 'def_jax.detached_params(params, opt_state)'
+    if inside:
+        point = f"jax.lax.pcast({point}, {axis_name!r}, to='varying')"
     tracked = _tracked(axis_name)
     for path, leaf in jax.tree.leaves_with_path(updates):
         if tracked - _axes_of(leaf):
             raise ValueError(
                 f'updates{keystr(path)} is the same on all workers: with check_vma=True, jax.shard_map '
-                f'has summed its gradient over {axis_name!r}. Take it outside of the loss, at a per-worker '
-                'point: jax.grad(loss_fn)(point, batch) with point = def_jax.detached_params(params, '
-                "opt_state) or, without error feedback, jax.lax.pcast(params, axis_name, to='varying')."
+                f'has summed its gradient over {axis_name!r}. Take it outside of the loss, at a point that '
+                f'varies: jax.grad(loss_fn)(point, batch) with point = {point} or, without error feedback, '
+                "jax.lax.pcast(params, axis_name, to='varying')."
             )
 
 

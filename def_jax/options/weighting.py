@@ -13,7 +13,7 @@ from def_jax.options.skipping import hold
 def averaged(within: Group, grads: PyTree, extra_args: dict[str, Any]) -> tuple[PyTree, dict[str, Any]]:
     """The mean of the gradients of a worker's devices, and the worker's extra arguments."""
     if within.members is None:
-        check_not_summed(grads, within.names)
+        check_not_summed(grads, within.names, inside=True)
     weight = extra_args.get('weight')
     if weight is not None:
         grads, total = _shares(weight, within, grads)
