@@ -2,10 +2,11 @@
 
     python -m benchmarks.nodes --output=results/benchmarks
 
-Runs two nodes (--nodes) of two and of four processes (--per_node) in network namespaces, joined by a bridge,
-whose interfaces are shaped to each --bandwidth in turn; needs root and iproute2. A process has one CPU device
-and updates an MLP's parameters on a fixed gradient, so that a step is communication and the update. Writes
-nodes.md and, with the time of every round, nodes.json.
+Runs two nodes (--nodes), of one process or several (--node), in network namespaces joined by a bridge, whose
+interfaces are shaped to each --bandwidth in turn; needs root and iproute2. A device updates an MLP's
+parameters on a fixed gradient, so that a step is communication and the update. Inside a node, processes
+communicate by its loopback and devices of one process by memory. Writes nodes.md and, with the time of every
+round, nodes.json; layouts of nodes that are not measured again stay there.
 """
 
 import json
@@ -23,7 +24,9 @@ from benchmarks.nodes import page
 
 _BANDWIDTHS = flags.DEFINE_multi_string('bandwidth', ['1gbit', '100mbit'], "Of a node, in tc's notation.")
 _NODES = flags.DEFINE_integer('nodes', 2, 'Number of nodes.', lower_bound=2, upper_bound=250)
-_PER_NODE = flags.DEFINE_multi_integer('per_node', [2, 4], 'Processes of a node.', lower_bound=2)
+_LAYOUTS = flags.DEFINE_multi_string(
+    'node', ['2x1', '4x1', '1x2'], 'Processes of a node x CPU devices of each, two devices or more.'
+)
 _HIDDEN = flags.DEFINE_multi_integer(
     'hidden', [1024, 2048], "The MLP's hidden units, for as many squared parameters and some.", lower_bound=8
 )
@@ -41,19 +44,20 @@ def main(_) -> int:
 def _run() -> None:
     folder = Path(_OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
-    layouts = []
-    for per_node in _PER_NODE.value:
-        layouts.append(_measure(per_node))
-        (folder / 'nodes.json').write_text(json.dumps({'bits': 2, 'layouts': layouts}) + '\n')
+    records = folder / 'nodes.json'
+    layouts = json.loads(records.read_text())['layouts'] if records.exists() else {}
+    for layout in _LAYOUTS.value:
+        layouts[f'{_NODES.value} nodes of {layout}'] = _measure(*map(int, layout.split('x')))
+        records.write_text(json.dumps({'bits': 2, 'layouts': layouts}) + '\n')
         page.write(folder)
-        print(f'{_NODES.value} nodes of {per_node} processes measured', file=sys.stderr, flush=True)
-    load = f'Load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores.'
-    pages.write(folder / 'nodes.md', {'origin': f'{pages.origin("benchmarks.nodes")}\n\n{load}'})
+        print(f'{_NODES.value} nodes of {layout} measured', file=sys.stderr, flush=True)
 
 
-def _measure(per_node: int) -> dict[str, Any]:
+def _measure(per_node: int, devices: int) -> dict[str, Any]:
     job = {
         'per_node': per_node,
+        'devices': devices,
+        'threads': 8 if devices > 1 else None,  # for the devices' collectives on few cores
         'hidden': _HIDDEN.value,
         'rates': _BANDWIDTHS.value,
         'variants': list(page.TITLES),
@@ -65,7 +69,14 @@ def _measure(per_node: int) -> dict[str, Any]:
     with network(workers, rate, per_node) as cluster:
         reports = run_workers(cluster, sys.executable, 'benchmarks.nodes.worker', job, _TIMEOUT.value)
     sizes = [_of_size(reports, hidden, per_node) for hidden in map(str, _HIDDEN.value)]
-    return {'nodes': _NODES.value, 'per_node': per_node, 'sizes': sizes}
+    load = f'load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores'
+    return {
+        'origin': f'{pages.origin("benchmarks.nodes")[:-1]}; {load}.',
+        'nodes': _NODES.value,
+        'per_node': per_node,
+        'devices': devices,
+        'sizes': sizes,
+    }
 
 
 def _of_size(reports: list[dict], hidden: str, per_node: int) -> dict[str, Any]:

@@ -20,8 +20,8 @@ TITLES = {
     'mean_inside': 'dense mean inside the nodes, none between',
     'dense': 'dense, one ring',
     'dense_nodes': 'dense, hierarchical',
-    'powersgd': 'PowerSGD, a worker a process',
-    'def_q': 'DEF-Q, a worker a process',
+    'powersgd': 'PowerSGD, a worker a device',
+    'def_q': 'DEF-Q, a worker a device',
     'def_q_inside': 'DEF-Q, a worker a node: `inside`',
     'replicated': 'the same, gradients averaged before',
     'fsdp': 'the same, and FSDP inside',
@@ -59,7 +59,7 @@ def write(folder: Path) -> None:
     pages.write(
         folder / 'nodes.md',
         {
-            'times': '\n\n'.join(map(_layout, records['layouts'])),
+            'times': '\n\n'.join(map(_layout, records['layouts'].values())),
             'bytes': pages.table(_messages(records)),
             'ratios': pages.table(_ratios(records)),
         },
@@ -67,13 +67,15 @@ def write(folder: Path) -> None:
 
 
 def _named(layout: dict[str, Any]) -> str:
-    return f'{layout["nodes"]} nodes of {layout["per_node"]} processes'
+    per_node, devices = layout['per_node'], layout['devices']
+    inside = f'{per_node} processes' if devices == 1 else f'a process with {devices} devices'
+    return f'{layout["nodes"]} nodes of {inside}'
 
 
 def _layout(layout: dict[str, Any]) -> str:
-    parts = []
+    parts = [f'## {_named(layout)}', layout['origin']]
     for size in layout['sizes']:
-        parts += [f'## {_named(layout)}, {size["params"]:,} parameters', pages.table(_steps(size))]
+        parts += [f'### {size["params"]:,} parameters', pages.table(_steps(size))]
     return '\n\n'.join(parts)
 
 
@@ -97,7 +99,7 @@ _OF_DEF_Q = 'def_q', 'def_q_inside', 'replicated', 'fsdp'
 
 def _messages(records: dict[str, Any]) -> Iterator[Row]:
     """What leaves a node for one message, compared with the least for messages of so many bits."""
-    for layout in records['layouts']:
+    for layout in records['layouts'].values():
         for size in layout['sizes']:
             workers = layout['nodes']
             least = 2 * (workers - 1) / workers * size['message'] * records['bits'] / 8
@@ -124,7 +126,7 @@ def _ratios(records: dict[str, Any]) -> Iterator[Row]:
         low, middle, high = np.quantile(over / under, [0.25, 0.5, 0.75])
         return f'{middle:.2f} ({low:.2f} to {high:.2f})'
 
-    for layout in records['layouts']:
+    for layout in records['layouts'].values():
         for size in layout['sizes']:
             for rate, variants in size['rates'].items():
                 seconds = {name: np.array(variants[name]['seconds']) for name in TITLES}

@@ -1,4 +1,4 @@
-"""One process of `benchmarks.nodes`, with one CPU device: updates without a model, on fixed gradients."""
+"""One process of `benchmarks.nodes`: updates without a model, on fixed gradients."""
 
 import functools
 from collections.abc import Callable
@@ -25,8 +25,11 @@ COMPRESSION, BITS = 64, 2
 BLOCKS = def_jax.random_block(block_ratio(COMPRESSION, BITS), order='shuffled', allocation='balanced')
 
 
-def make_updates(per_node: int):
-    """For each variant under one axis over all processes, its update and its optimizer's `init`."""
+def make_updates(inside: int):
+    """For each variant under one axis over all devices, its update and its optimizer's `init`.
+
+    `inside` is how many devices a node has.
+    """
     sgd = optax.sgd(LEARNING_RATE, momentum=0.9)
 
     def averaged(mean):
@@ -34,9 +37,9 @@ def make_updates(per_node: int):
         return lambda grads, state, params: sgd.update(mean(grads), state, params), sgd.init
 
     def hierarchical(grads):
-        across, within = divided(AXIS, per_node)
+        across, within = divided(AXIS, inside)
         grads, restored = ravel_pytree(grads)
-        rows = grads.reshape(per_node, -1) / lax.axis_size(AXIS)
+        rows = grads.reshape(inside, -1) / lax.axis_size(AXIS)
         mine = lax.psum(lax.psum_scatter(rows, AXIS, **within.options), AXIS, **across.options)
         return restored(lax.all_gather(mine, AXIS, **within.options).reshape(-1))
 
@@ -47,9 +50,9 @@ def make_updates(per_node: int):
     return {
         'local_sgd': averaged(lambda grads: grads),
         'local_def_q': linked(def_q(None)),
-        'mean_inside': averaged(lambda grads: pmean(grads, divided(AXIS, per_node)[1])),
+        'mean_inside': averaged(lambda grads: pmean(grads, divided(AXIS, inside)[1])),
         'def_q': linked(def_q(AXIS)),
-        'def_q_inside': linked(def_q(AXIS, inside=per_node)),
+        'def_q_inside': linked(def_q(AXIS, inside=inside)),
         'dense': averaged(lambda grads: lax.pmean(grads, AXIS)),
         'dense_nodes': averaged(hierarchical),
         'powersgd': linked(optax.chain(def_jax.baselines.powersgd(COMPRESSION, AXIS), sgd)),
@@ -96,7 +99,7 @@ def make_variants(job: dict[str, Any], hidden: int):
     rng = np.random.default_rng(job['worker'])
     grads = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), params)
     nodes = job['num_workers'] // job['per_node']
-    updates = make_updates(job['per_node'])
+    updates = make_updates(job['per_node'] * job['devices'])
     found = {}
     for name in job['variants']:
         if name in updates:
@@ -109,9 +112,8 @@ def make_variants(job: dict[str, Any], hidden: int):
 
 def leaving(variant: Variant, job: dict[str, Any]) -> int:
     """Bytes of a step that leave the node that sends most, as the program's collectives run."""
-    devices = job['num_workers']
-    nodes = nodes_of(devices, job['per_node'])
-    passed = [c.passed(devices, nodes=nodes) for c in variant.sent()]
+    nodes = nodes_of(jax.device_count(), job['per_node'] * job['devices'])
+    passed = [c.passed(len(nodes), nodes=nodes) for c in variant.sent()]
     return sum(c.times * c.node_bytes for c in passed)
 
 

@@ -124,9 +124,9 @@ def test_only_blocks_cross_between_the_nodes(tmp_path):
 @pytest.mark.usefixtures('namespaces_possible')
 def test_one_message_leaves_a_node_of_several_processes(tmp_path):
     """The kernel counts at a node's link what the program sends between nodes, and nothing of what stays."""
-    flags = ['--per_node=2', '--hidden=256', '--bandwidth=1gbit', '--rounds=3', '--steps=2']
+    flags = ['--node=2x1', '--hidden=256', '--bandwidth=1gbit', '--rounds=3', '--steps=2']
     run('benchmarks.nodes', *flags, f'--output={tmp_path}')
-    (layout,) = json.loads((tmp_path / 'nodes.json').read_text())['layouts']
+    (layout,) = json.loads((tmp_path / 'nodes.json').read_text())['layouts'].values()
     (size,) = layout['sizes']
     variants = size['rates']['1gbit']
     for variant in variants.values():
