@@ -131,7 +131,7 @@ def test_one_message_leaves_a_node_of_several_processes(tmp_path):
     variants = size['rates']['1gbit']
     for variant in variants.values():
         body = variant['bytes'] - network.HEADERS * variant['packets']
-        assert 0.98 * variant['leaving'] <= body <= 1.05 * variant['leaving'] + 4000
+        assert 0.98 * variant['leaving'] - 500 <= body <= 1.05 * variant['leaving'] + 4000
     assert variants['mean_inside']['leaving'] == variants['local_def_q']['leaving'] == 0
     least = size['message'] * 2 / 8
     assert least <= variants['def_q_inside']['leaving'] <= 1.1 * least
