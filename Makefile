@@ -92,10 +92,11 @@ bench-gpu: $(READY)  ## Benchmark the optimizer stage on this machine's accelera
 bench-compiled: $(COMPILERS)/.ready  ## Compile whole steps for H100 and TPU, without either; resumable, half an hour of CPU.
 	$(COMPILERS)/bin/python -m benchmarks.accelerators --output=results/benchmarks
 
-bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=a Python that has it) on shaped networks; half an hour.
+bench-cluster: $(READY)  ## As root: DEF, dense JAX and PyTorch (TORCH=a Python that has it) on shaped networks; three quarters of an hour.
 	$(BIN)/python -m benchmarks.cluster --rounds=4 --steps=3 --timeout=1500 $(if $(TORCH),--torch_python=$(TORCH))
 	$(BIN)/python -m benchmarks.cluster --name=cluster_100mbit --bandwidth=100mbit --rounds=4 --steps=2 --timeout=1500 $(if $(TORCH),--torch_python=$(TORCH))
 	$(BIN)/python -m benchmarks.sharded --output=results/benchmarks/sharded.md
+	$(BIN)/python -m benchmarks.nodes --output=results/benchmarks
 
 bench-accuracy: $(READY)  ## As root: accuracy against seconds on a slow network, with DATA=TFDS's folder; hours, resumable.
 	$(BIN)/python -m benchmarks.time_to_accuracy --output=results/benchmarks $(if $(DATA),--data_dir=$(DATA))

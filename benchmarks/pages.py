@@ -20,7 +20,7 @@ from experiments import spec
 __all__ = ['SUBJECTS', 'origin', 'table', 'write']
 
 # Folders with a module `page`, whose function `write` takes the folder of its records.
-SUBJECTS = ('cluster', 'time_to_accuracy', 'accelerators')
+SUBJECTS = ('cluster', 'nodes', 'time_to_accuracy', 'accelerators')
 
 
 def write(output: str | Path, sections: Mapping[str, str]) -> None:

@@ -34,8 +34,10 @@ PyTree = Any
 def start(job: dict[str, Any]) -> None:
     """Connects this process to the other workers by gloo.
 
-    `threads` of the job is how many threads XLA has in it; by default one for each of its cores.
+    `devices` of the job is how many CPU devices it has, by default one, and `threads` how many threads XLA
+    has in it, by default one for each of its cores.
     """
+    jax.config.update('jax_num_cpu_devices', job.get('devices', 1))
     if job.get('threads'):
         os.environ['NPROC'] = str(job['threads'])
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
@@ -61,13 +63,13 @@ def on_workers(function: Callable, *, donate: bool = True) -> Any:
 
 
 def place(tree: PyTree) -> PyTree:
-    """This worker's arrays, as `on_workers` expects them."""
+    """This process's arrays, the same on all of its devices, as `on_workers` expects them."""
     sharding = NamedSharding(Mesh(jax.devices(), (AXIS,)), P())
-    (device,) = jax.local_devices()
 
     def put(x):
         x = jnp.array(x)  # variants donate their states, so they must not share arrays
-        return jax.make_array_from_single_device_arrays(x.shape, sharding, [jax.device_put(x, device)])
+        copies = [jax.device_put(x, device) for device in jax.local_devices()]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)
 
     return jax.tree.map(put, tree)
 

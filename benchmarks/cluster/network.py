@@ -1,7 +1,8 @@
 """A cluster on one machine: network namespaces connected by a bridge, every interface shaped by tc.
 
-Worker i runs in namespace worker<i> with one interface, eth0, a veth pair whose other end is a port of the
-bridge, in a namespace of its own. Both ends of a pair are shaped: what a worker sends, and what it receives.
+Each node, of one worker or several, is a namespace node<i> with one interface, eth0, a veth pair whose other
+end is a port of the bridge, in a namespace of its own. Both ends of a pair are shaped: what a node sends, and
+what it receives. Workers of one node reach each other by its loopback, which is not shaped.
 
 Nothing can be left behind: the namespaces have names only in the mount namespace of this program, so the
 kernel removes them when the program and its workers, which die with it, have ended.
@@ -45,34 +46,49 @@ class Network(NamedTuple):
 
     num_workers: int
     rate: str | None
+    per_node: int = 1  # workers, neighbours in their order
+
+    @property
+    def nodes(self) -> range:
+        return range(self.num_workers // self.per_node)
 
     def address(self, worker: int) -> str:
-        return f'10.213.0.{worker + 1}'
+        return _address(worker // self.per_node)
 
     def command(self, worker: int, command: Sequence[str]) -> list[str]:
-        """The command that runs `command` in a worker's namespace."""
-        return ['ip', 'netns', 'exec', f'worker{worker}', *command]
+        """The command that runs `command` in the namespace of a worker's node."""
+        return ['ip', 'netns', 'exec', f'node{worker // self.per_node}', *command]
 
     def set_up(self) -> None:
         _run('ip', 'netns', 'add', 'switch')
         _run('ip', '-n', 'switch', 'link', 'add', 'bridge', 'type', 'bridge')
         _run('ip', '-n', 'switch', 'link', 'set', 'bridge', 'up')
-        for worker in range(self.num_workers):
-            name, port = f'worker{worker}', f'port{worker}'
+        for node in self.nodes:
+            name, port = f'node{node}', f'port{node}'
             (_FOLDER / name).mkdir(exist_ok=True)
             # gloo listens on the address to which the host's name resolves.
-            lines = ['127.0.0.1 localhost', f'{self.address(worker)} {socket.gethostname()}']
+            lines = ['127.0.0.1 localhost', f'{_address(node)} {socket.gethostname()}']
             (_FOLDER / name / 'hosts').write_text('\n'.join(lines) + '\n')
             _run('ip', 'netns', 'add', name)
             ends = ['type', 'veth', 'peer', 'name', INTERFACE, 'netns', name]
             _run('ip', '-n', 'switch', 'link', 'add', port, *ends)
             _run('ip', '-n', 'switch', 'link', 'set', port, 'master', 'bridge', 'up')
-            _run('ip', '-n', name, 'addr', 'add', f'{self.address(worker)}/16', 'dev', INTERFACE)
+            _run('ip', '-n', name, 'addr', 'add', f'{_address(node)}/16', 'dev', INTERFACE)
             for link in ('lo', INTERFACE):
                 _run('ip', '-n', name, 'link', 'set', link, 'up')
-            for owner, device in ((name, INTERFACE), ('switch', port)) if self.rate else ():
-                shape = ['rate', self.rate, 'burst', f'{burst(self.rate)}b', 'latency', '50ms']
-                _run('tc', '-n', owner, 'qdisc', 'add', 'dev', device, 'root', 'tbf', *shape)
+            if self.rate:
+                shape(node, self.rate)
+
+
+def _address(node: int) -> str:
+    return f'10.213.0.{node + 1}'
+
+
+def shape(node: int, rate: str) -> None:
+    """Shapes a node's link, both ends; a worker may do this, too."""
+    limits = ['rate', rate, 'burst', f'{burst(rate)}b', 'latency', '50ms']
+    for owner, device in (f'node{node}', INTERFACE), ('switch', f'port{node}'):
+        _run('tc', '-n', owner, 'qdisc', 'replace', 'dev', device, 'root', 'tbf', *limits)
 
 
 def burst(rate: str) -> int:
@@ -89,10 +105,10 @@ def burst(rate: str) -> int:
 
 
 @contextlib.contextmanager
-def network(num_workers: int, rate: str | None) -> Iterator[Network]:
+def network(num_workers: int, rate: str | None, per_node: int = 1) -> Iterator[Network]:
     """The cluster's network, removed on exit."""
     _hide_names()
-    made = Network(num_workers, rate)
+    made = Network(num_workers, rate, per_node)
     try:
         made.set_up()
         yield made

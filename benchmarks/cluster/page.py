@@ -52,7 +52,7 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """
     seconds = [report['seconds'] for report in reports]
     sent = {
-        name: float(np.mean([report['counters'][name] for report in reports])) / len(seconds[0])
+        name: float(np.mean([sum(report['counters'][name]) for report in reports])) / len(seconds[0])
         for name in ('tx_bytes', 'tx_packets')
     }
     return {'seconds': seconds} | sent | {k: reports[0][k] for k in ('hlo',) if k in reports[0]}

@@ -1,4 +1,4 @@
-"""The workers of a job: one process per namespace, all of which die with the program that started them."""
+"""The workers of a job: processes in namespaces, all of which die with the program that started them."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ def guarded(program: str, work: Callable[[], None]) -> int:
 def run_workers(
     network: Network, python: str, module: str, job: dict[str, Any], timeout: float
 ) -> list[dict]:
-    """Runs `python -m module` in every namespace and returns each worker's report.
+    """Runs `python -m module` for every worker, in its node's namespace, and returns each worker's report.
 
     A worker receives one argument, the job as JSON with `worker`, `num_workers`, `address` of worker 0 and
     `output`, the file to which it writes its report as JSON.

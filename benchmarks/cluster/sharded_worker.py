@@ -81,7 +81,6 @@ def global_array(x, sharding):
 
 def main() -> None:
     job = timing.read_job()
-    jax.config.update('jax_num_cpu_devices', job['devices'])
     start(job)
     shape = (job['num_workers'], job['devices'])
     mesh = jax.make_mesh(shape, ('nodes', 'devices'), axis_types=(AxisType.Auto,) * 2)

@@ -45,9 +45,8 @@ def measure(
 
     Returns:
         For each variant, and as NAME_alone for those in `alone`: `seconds`, one per step in the order of the
-        rounds, `processor`, this process's processor time of a step, user and system, one per round, and
-        `counters`, the total increments of the interface's counters over the counted rounds, with those of a
-        barrier a round.
+        rounds, `processor`, this process's processor time of a step, user and system, and `counters`, the
+        increments of the interface's counters with those of two barriers, both one per round.
     """
     found: dict[str, dict] = {}
     barrier()  # after compiling: on JAX 0.10 a reduce-scatter waits 30 seconds for others
@@ -68,24 +67,30 @@ def measure(
 
 
 def _record(
-    entries: dict[str, dict], name: str, step: Callable[[], None], steps: int, sent: Callable[[], None]
+    entries: dict[str, dict], name: str, step: Callable[[], None], steps: int, meet: Callable[[], None]
 ) -> None:
     """Adds the times of some steps, and what the interface counts meanwhile, to the entry of that name.
 
     A worker's step ends when it has received everything, which may be before its interface has sent
-    everything: `sent` returns when it has.
+    everything: `meet` returns when it has. Since workers of one node count the same interface, none may start
+    or go on before all have read it.
     """
-    before, seconds, busy = counters(), [], time.process_time()
+    before = counters()
+    meet()
+    seconds, busy = [], time.process_time()
     for _ in range(steps):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
     busy = time.process_time() - busy
-    sent()
-    entry = entries.setdefault(name, {'seconds': [], 'processor': [], 'counters': dict.fromkeys(before, 0)})
+    meet()
+    after = counters()
+    meet()
+    entry = entries.setdefault(name, {'seconds': [], 'processor': [], 'counters': {key: [] for key in after}})
     entry['seconds'] += seconds
     entry['processor'].append(busy / steps)
-    entry['counters'] = {key: entry['counters'][key] + n - before[key] for key, n in counters().items()}
+    for key, count in after.items():
+        entry['counters'][key].append(count - before[key])
 
 
 def write_report(job: dict, report: dict) -> None:

@@ -115,3 +115,24 @@ def test_only_blocks_cross_between_the_nodes(tmp_path):
     assert float(dense[4]) == pytest.approx(4 * size / 2 / 1e6, abs=0.01)  # two devices per node
     assert float(block[4]) == pytest.approx(float(dense[4]) / 16, abs=0.01)
     assert dense[5] == block[5]  # what FSDP exchanges within a node
+
+
+# --- Nodes of several processes ---
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('namespaces_possible')
+def test_one_message_leaves_a_node_of_several_processes(tmp_path):
+    """The kernel counts at a node's link what the program sends between nodes, and nothing of what stays."""
+    flags = ['--node=2x1', '--hidden=256', '--bandwidth=1gbit', '--rounds=3', '--steps=2']
+    run('benchmarks.nodes', *flags, f'--output={tmp_path}')
+    (layout,) = json.loads((tmp_path / 'nodes.json').read_text())['layouts'].values()
+    (size,) = layout['sizes']
+    variants = size['rates']['1gbit']
+    for variant in variants.values():
+        body = variant['bytes'] - network.HEADERS * variant['packets']
+        assert 0.98 * variant['leaving'] - 500 <= body <= 1.05 * variant['leaving'] + 4000
+    assert variants['mean_inside']['leaving'] == variants['local_def_q']['leaving'] == 0
+    least = size['message'] * 2 / 8
+    assert least <= variants['def_q_inside']['leaving'] <= 1.1 * least
+    assert variants['dense_nodes']['leaving'] == 4 * size['params']
