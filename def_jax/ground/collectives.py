@@ -80,23 +80,32 @@ def all_gather(x: jax.Array, axes: AxisName | Group) -> jax.Array:
     if _is_alone(group, x):
         return x[None]
     gathered = x
-    for name in reversed(group.names):
+    for names in reversed(_at_once(group)):
         # Where types say what varies over workers, the result must be known not to.
-        to = 'invarying' if name in varying_axes([gathered]) else 'varying'
-        gathered = lax.all_gather(gathered, name, to=to, **group.options)
+        to = 'invarying' if {*names} <= varying_axes([gathered]) else 'varying'
+        gathered = lax.all_gather(gathered, names, to=to, **group.options)
     return gathered.reshape(-1, *x.shape)
 
 
 def all_to_all(rows: jax.Array, axes: AxisName | Group) -> jax.Array:
     """Row k of every worker's rows [K, ...], for worker k, in the order of the workers: [K, ...]."""
     group = group_of(axes)
-    sizes = tuple(_size(group, name) for name in group.names)
+    parts = _at_once(group)
+    sizes = tuple(math.prod(_size(group, name) for name in names) for names in parts)
     exchanged = rows.reshape(*sizes, *rows.shape[1:])
-    for axis, name in enumerate(group.names):  # one after the other, since vmap can't map several at once
-        # Nor what is the same on all workers, such as the first message of zeros.
-        exchanged = exchanged | (lax.axis_index(name) * 0).astype(rows.dtype)
-        exchanged = lax.all_to_all(exchanged, name, axis, axis, tiled=True, **group.options)
+    for axis, names in enumerate(parts):
+        # Nor can vmap map what is the same on all workers, such as the first message of zeros.
+        exchanged = exchanged | (lax.axis_index(names) * 0).astype(rows.dtype)
+        exchanged = lax.all_to_all(exchanged, names, axis, axis, tiled=True, **group.options)
     return exchanged.reshape(rows.shape)
+
+
+def _at_once(group: Group) -> list[tuple[str, ...]]:
+    """The axes along which devices exchange, together in one exchange; vmap can't map several at once."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if {*group.names} <= {*manual}:
+        return [group.names]
+    return [(name,) for name in group.names]
 
 
 def axis_index(axes: AxisName | Group) -> jax.Array:

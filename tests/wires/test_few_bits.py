@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_few_bits
+from jax import NamedSharding, P
 from perceptron import mapped
 
 import def_jax
@@ -134,6 +135,23 @@ def test_the_collectives_of_a_step():
     assert {c.dtype for c in found} == {'u8'}
     for c in found:  # codes, two units, and the energy of 'auto'
         assert size / 4 <= c.bytes <= 1.02 * size / 4 + num_workers * (2 * 2 + 8)
+
+
+@pytest.mark.parametrize('types', [False, True])
+def test_along_several_axes_of_a_mesh_there_is_one_exchange(types):
+    """One after the other would be as many times the bytes."""
+    mesh, params = jax.make_mesh((2, 4), ('pods', 'nodes')), jnp.zeros((64, 64))
+    optimizer = def_jax.def_sgd(0.1, 64, ('pods', 'nodes'))
+    step = jax.shard_map(
+        lambda grads: optimizer.update(grads[0], optimizer.init(params), params)[0],
+        mesh=mesh,
+        in_specs=P(('pods', 'nodes')),
+        out_specs=P(),
+        check_vma=types,
+    )
+    grads = jax.ShapeDtypeStruct((8, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(('pods', 'nodes'))))
+    found = collectives(jax.jit(step).lower(grads).compile().as_text())
+    assert sorted(c.operation for c in found) == ['all-gather', 'all-to-all']
 
 
 def test_a_long_row_is_gathered_in_whole_tiles_of_a_tpu():
