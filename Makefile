@@ -10,7 +10,7 @@ PROCESSES ?= $(if $(ARGS),0,2)
 
 EXPERIMENTS := $(foreach file,$(wildcard experiments/*.py),$(if $(wildcard results/$(basename $(notdir $(file)))/runs.jsonl),$(basename $(notdir $(file)))))
 REPRODUCED ?= table1 table4 figure3 few_bits
-BENCHMARKS ?= optimizer_stage loop
+BENCHMARKS ?= optimizer_stage loop leaves
 THEORY ?= step_size distance averaging stability figure3 without_batchnorm rounding
 
 # Versions that passed, or none for the newest; INSTALLER=pip does without uv.

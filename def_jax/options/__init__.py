@@ -171,8 +171,8 @@ class Options:
     def settle(
         self, route: Route, selection: Selection, updates: PyTree, params: PyTree, reply: Reply
     ) -> tuple[jax.Array, jax.Array]:
-        """What x moves by, and what the worker has still to send, once x is rounded to its dtype."""
-        if params is None or not narrow.is_narrow(params):
+        """What x moves by, and what the worker has still to send, once updates and x have their dtypes."""
+        if params is None or not narrow.is_narrow((params, updates)):
             return reply.mean, reply.rest
         check_updates(params, updates, 'params')
         places, x = route.layout, selection.take(params)

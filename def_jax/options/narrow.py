@@ -16,9 +16,9 @@ from def_jax.ground.types import PyTree
 Split = Callable[[jax.Array], Sequence[jax.Array]]  # a message, float32 [M], into the parts of its tensors
 
 
-def is_narrow(params: PyTree) -> bool:
-    """Whether a parameter is narrower than float32."""
-    return any(x.dtype.itemsize < 4 for x in jax.tree.leaves(params))
+def is_narrow(tree: PyTree) -> bool:
+    """Whether an array is narrower than float32."""
+    return any(x.dtype.itemsize < 4 for x in jax.tree.leaves(tree))
 
 
 def settled(
