@@ -5,7 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from def_jax.ground.collectives import Group, check_not_summed, num_workers, pmean, psum, vary_if_tracked
+from def_jax.ground.collectives import (
+    Group,
+    check_not_summed,
+    group_of,
+    num_workers,
+    pmean,
+    psum,
+    vary_if_tracked,
+)
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options.skipping import hold
 
@@ -38,8 +46,7 @@ def _shares(weight: Any, axes: AxisName | Group, tree: PyTree) -> tuple[PyTree, 
     weight = jnp.asarray(weight, jnp.float32)
     if weight.ndim:
         raise ValueError(f"weight has shape {weight.shape}, but must be a scalar: this worker's own.")
-    names = axes.names if isinstance(axes, Group) else axes
-    total = psum(vary_if_tracked(weight, names), axes)
+    total = psum(vary_if_tracked(weight, group_of(axes).names), axes)
     factor = num_workers(axes) * weight / jnp.where(total > 0, total, 1)
 
     def leaf(x):

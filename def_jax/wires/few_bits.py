@@ -36,7 +36,7 @@ from def_jax.ground.collectives import Group, all_gather, all_to_all, axis_index
 from def_jax.ground.types import Arrive
 from def_jax.wires.division import ALONE, Division, Stretch
 from def_jax.wires.layouts import Layout
-from def_jax.wires.segments import Segments, reduced, segments
+from def_jax.wires.segments import Segments, reduced, row_of, segments
 
 _WASTE = 0.01  # the share of a message that may be zeros between its parts, unless it is small
 _LEAST, _MOST = 4, 512  # elements of a tile
@@ -111,13 +111,7 @@ class Plan(NamedTuple):
     def of_chunk(self, section: int | jax.Array, k: jax.Array) -> list[jax.Array]:
         """`pieces`, `held`, `piece` and `filled` of a section's chunk k."""
         tables = self.pieces, self.held, self.piece, self.filled
-        return [_row(x.reshape(-1, x.shape[-1]), section * self.workers + k) for x in tables]
-
-
-def _row(table: np.ndarray, index: int | jax.Array) -> jax.Array:
-    if isinstance(index, int):
-        return jnp.asarray(table[index])
-    return lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False)
+        return [row_of(x.reshape(-1, x.shape[-1]), section * self.workers + k) for x in tables]
 
 
 def plan(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stretch, ...] = ()) -> Plan:
@@ -208,7 +202,7 @@ def exchange(
     energy = None if weights is None else jnp.zeros(2, jnp.float32)
     section = p.division.combination()
     block = p.division.section(in_memory(message).reshape(-1, p.tile)).reshape(p.shape)
-    part, count = _row(p.part, section), _row(p.counts, section)
+    part, count = row_of(p.part, section), row_of(p.counts, section)
     tiles_of = p.of_parts.table(section)
     if p.workers == 1:
         unit = _units(block[0], tiles_of, part[0], count, p.bits)
@@ -223,13 +217,13 @@ def exchange(
     count = count.at[pieces].add(-held)
     unit = _units(travels.reshape(-1, p.tile), tiles_of, part.reshape(-1), count, p.bits)
     codes, sent = _rounded(travels, unit[part], p.bits)
-    units = jnp.where(mine[:, None], 0, unit[_row(p.pieces, section)])
+    units = jnp.where(mine[:, None], 0, unit[row_of(p.pieces, section)])
     rows = jnp.concatenate([_pack(codes, p.bits).reshape(p.workers, -1), units.view(jnp.uint8)], axis=1)
     own = lax.dynamic_index_in_dim(block, k, keepdims=False)
     weights = None if weights is None else weights[np.array(p.order)]
     row, lost = _mean_of_chunk(p, all_to_all(rows, workers), own, section, k, weights)
     codes, unit, shares = _split(all_gather(row, workers), p)
-    of_tiles = jnp.take_along_axis(unit, _row(p.piece, section), axis=1)
+    of_tiles = jnp.take_along_axis(unit, row_of(p.piece, section), axis=1)
     mean = _values(_unpack(codes, p.bits), of_tiles, p.bits)
     if energy is not None:
         energy = shares[:, : energy.nbytes].view(jnp.float32).sum(0)

@@ -22,9 +22,14 @@ class Segments(NamedTuple):
 
     def table(self, k: int | jax.Array) -> list[jax.Array]:
         """The levels for vector k."""
-        if isinstance(k, int):
-            return [jnp.asarray(level[k]) for level in self.levels]
-        return [lax.dynamic_index_in_dim(jnp.asarray(level), k, keepdims=False) for level in self.levels]
+        return [row_of(level, k) for level in self.levels]
+
+
+def row_of(table: np.ndarray, index: int | jax.Array) -> jax.Array:
+    """A row of a table of constants; of an index that is known, only that row is part of the program."""
+    if isinstance(index, int):
+        return jnp.asarray(table[index])
+    return lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False)
 
 
 def segments(group: np.ndarray, number: int) -> Segments:
