@@ -92,11 +92,11 @@ class Shards(NamedTuple):
 
     def all(self, flag: jax.Array) -> jax.Array:
         """Whether a condition, bool [], holds on all devices of this worker."""
-        return pmax((~flag).astype(jnp.int32), self.within) == 0 if self.within.names else flag
+        return pmax((~flag).astype(jnp.int32), self.within) == 0
 
     def sum(self, x: jax.Array) -> jax.Array:
         """The sum over the devices of this worker."""
-        return psum(x, self.within) if self.within.names else x
+        return psum(x, self.within)
 
     def holders(self, like: PyTree) -> list[Group]:
         """For every tensor, the devices of this worker that hold the same part of it."""
