@@ -169,7 +169,7 @@ def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
         program = jax.make_jaxpr(lambda x, g, s: update(g, s, x)[0])(
             shapes, shapes, jax.eval_shape(inner.init, shapes)
         )
-    except TypeError:  # of extra arguments that are not known here
+    except (TypeError, NameError):  # it needs extra arguments, or a mesh axis, that are not known here
         return
     count = len(jax.tree.leaves(shapes))
     given = [1.0] * count + [0.0] * (len(program.jaxpr.invars) - count)

@@ -68,9 +68,20 @@ def test_a_master_copy_inside_is_refused(dtype):
         optimizer.init({'w': jnp.ones(8, dtype)})
 
 
+def over_an_axis():
+    """SGD of gradients that are summed over a mesh axis, which outside the mapped step has no name."""
+    return optax.chain(optax.stateless(lambda updates, _: jax.lax.psum(updates, 'shards')), optax.sgd(0.1))
+
+
 @pytest.mark.parametrize(
     'inner',
-    [optax.adamw(0.1, weight_decay=1.0), optax.lamb(0.1), optax.contrib.prodigy(), optax.contrib.muon(0.1)],
+    [
+        optax.adamw(0.1, weight_decay=1.0),
+        optax.lamb(0.1),
+        optax.contrib.prodigy(),
+        optax.contrib.muon(0.1),
+        over_an_axis(),
+    ],
 )
 def test_optimizers_that_read_parameters_are_not(inner):
     def_jax.error_feedback(def_jax.random_block(4), 'workers', inner=inner).init({'w': jnp.ones((8, 8))})

@@ -1,0 +1,145 @@
+"""Larger workers: the same sequences a step, by fewer workers of several devices each, as `inside` has them.
+
+The plan, committed before its runs. A step takes 32 sequences, as 8 workers of one device with 4 each, as 4
+workers of two devices, or as 2 workers of four; a worker's devices average their gradients, so a worker of
+S devices is one of one device with S times the sequences, as which it runs here. AdamW has the better of the
+two decays that experiments/adamw.py found best. Rates are chosen by the rule of all experiments.
+
+Two further rows ask why larger workers train better, if they do. A worker's optimizer has the second moment
+of its own gradients, most of which is the noise of its few sequences. "Squares averaged" gives each worker
+the mean over workers of these squares: as much noise, measured better. "Squares of the mean" gives it the
+square of the mean gradient, as dense AdamW has it. Both need a dense all-reduce each step, so they are no
+methods, but they tell second moments from gradients: what they do not gain is left to the gradients.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from def_jax.ground.types import PyTree
+from def_jax.trainer.workers import AXIS
+from experiments.adamw import adamw
+from experiments.methods import REVISION
+from experiments.own_chunk import exact
+from experiments.tuning import Contender, Setting
+
+__all__ = ['PAGE', 'SETTINGS', 'shared_moments']
+
+_SEQUENCES = 32  # a step
+
+
+class _Moments(NamedTuple):
+    steps: jax.Array
+    nu: PyTree
+
+
+def shared_moments(
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float, of_the_mean: bool
+) -> optax.GradientTransformation:
+    """What `def_adamw` has inside, with second moments that all workers share.
+
+    Args:
+        learning_rate, weight_decay: see `def_adamw`.
+        of_the_mean: whether these are of the mean gradient; otherwise squares are averaged over workers.
+    """
+    b2, eps, factor = 0.995, 1e-8, 3.0
+
+    def squares(gradient: jax.Array) -> jax.Array:
+        if of_the_mean:
+            return jax.lax.pmean(gradient, AXIS) ** 2
+        return jax.lax.pmean(gradient**2, AXIS)
+
+    def init(params: PyTree) -> _Moments:
+        return _Moments(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates: PyTree, state: _Moments, params: PyTree = None) -> tuple[PyTree, _Moments]:
+        del params
+        steps = state.steps + 1
+        nu = jax.tree.map(lambda nu, g: b2 * nu + (1 - b2) * squares(g), state.nu, updates)
+        scaled = jax.tree.map(lambda g, nu: factor * g / (jnp.sqrt(nu / (1 - b2**steps)) + eps), updates, nu)
+        return scaled, _Moments(steps, nu)
+
+    return optax.chain(
+        optax.GradientTransformation(init, update),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _sharing(title: str, of_the_mean: bool) -> Contender:
+    options = {
+        'ratio': 256,
+        'bits': 1,
+        'detach': 0.2,
+        'optimizer': 'experiments.larger_workers:shared_moments',
+        'optimizer_options': {'weight_decay': 0.1, 'of_the_mean': of_the_mean},
+        'weight_decay': 0.0,
+        'outer': 'sgd',
+        'outer_options': {'learning_rate': 0.3, 'momentum': 0.8, 'nesterov': True},
+    }
+    return Contender(f'1/256, 1 bit, {title}', 'def_q', options, 0.0177, revision=REVISION)
+
+
+def _setting(workers: int, *further: Contender) -> Setting:
+    """AdamW, and DEF-Q at 1/64, 1/256 and 1/1024, each in the bits that own_chunk found better."""
+    where: dict[str, object] = {'size': '33k'}
+    if workers != 8:
+        where |= {'workers': workers, 'sequences': _SEQUENCES // workers}
+    devices = 8 // workers
+    return Setting(
+        name=f'{workers} workers of {devices} device{"s" if devices > 1 else ""}',
+        problem='text',
+        where=where,
+        contenders=[
+            adamw(0.8, 0.95, 0.025),
+            exact(64, 2, 0.0177),
+            exact(256, 1, 0.0177),
+            exact(1024, 1, 0.0125),
+            *further,
+        ],
+        tuning_seeds=range(100, 102),
+        seeds=range(1000, 1005),
+        margin=0.015,
+    )
+
+
+SETTINGS = [
+    _setting(2, exact(256, 2, 0.0177)),
+    _setting(
+        8,
+        _sharing('squares averaged', of_the_mean=False),
+        _sharing('squares of the mean', of_the_mean=True),
+        exact(256, 2, 0.0177),
+    ),
+    _setting(4, exact(256, 2, 0.0177)),
+]
+
+PAGE = """\
+# Larger workers
+
+**Question.** The same sequences a step can be many small workers or few large ones, as `inside` makes of the
+devices of a node. Which trains better, and why?
+
+![Differences from AdamW, with 95 % intervals](differences.png)
+
+{table}
+
+"Minus the first" is AdamW's loss minus the method's, so greater is better, with a 95 % interval over fresh
+seeds; "tuned again" adds the choice of both rates ([how](../README.md)); "within the margin" says whether the
+whole interval lies above -0.015 nats.
+
+**Setting.** The transformer of 33 k parameters, its data and the rule for rates are those of
+[few bits](../few_bits/README.md): 32 sequences a step in 1,200 steps. A worker of S devices runs as one
+device with S times the sequences, which is the same arithmetic up to rounding. AdamW has decays of 0.8 and
+0.95, the best of those [tried](../adamw/README.md).
+
+**Limits.** One small transformer in a short run; two seeds chose each rate, five are reported. The rows that
+share second moments send every gradient in float32 besides the message, so they explain and do not compete.
+
+{origins}
+
+    python -m experiments run larger_workers
+    python -m experiments page larger_workers
+"""
