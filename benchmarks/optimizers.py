@@ -12,7 +12,8 @@ __all__ = ['ADAMW', 'OPTIMIZERS', 'PLAIN', 'SGD', 'Make', 'feedback', 'update']
 
 PyTree = Any
 AxisName = str | tuple[str, ...] | None
-Make = Callable[[AxisName], optax.GradientTransformation]  # None is one worker, which sends nothing
+# Of the axis over workers, None for a single one, which sends nothing; and of `inside`, a worker's devices.
+Make = Callable[..., optax.GradientTransformation]
 
 SGD, ADAMW, PLAIN = 'momentum SGD', 'AdamW', 'SGD'
 _INNER = {SGD: optax.sgd(0.1, momentum=0.9), ADAMW: optax.adamw(1e-3), PLAIN: optax.sgd(0.1)}
@@ -25,8 +26,9 @@ def update(optimizer: optax.GradientTransformation, params: PyTree, opt_state: P
 
 
 def _dense(inner: str) -> Make:
-    def make(axis_name):
-        link = [def_jax.all_reduce_mean(axis_name)] if axis_name else []
+    def make(axis_name, inside=None):
+        axes = (axis_name, inside) if isinstance(inside, str) else axis_name
+        link = [def_jax.all_reduce_mean(axes)] if axes else []
         return optax.chain(*link, _INNER[inner])
 
     return make
@@ -35,11 +37,12 @@ def _dense(inner: str) -> Make:
 def feedback(compressor: Any, inner: str = SGD, **options: Any) -> Make:
     """DEF around `inner`, with the options of `error_feedback`; a number is a ratio of random blocks."""
     chosen = def_jax.random_block(compressor) if isinstance(compressor, int) else compressor
-    return lambda axis_name: def_jax.error_feedback(chosen, axis_name, inner=_INNER[inner], **options)
+    make = functools.partial(def_jax.error_feedback, chosen, inner=_INNER[inner], **options)
+    return lambda axis_name, **inside: make(axis_name, **inside)
 
 
 def _preset(make: Callable, rate: float, compression: float, **options: Any) -> Make:
-    return lambda axis_name: make(rate, compression, axis_name, **options)
+    return lambda axis_name, **inside: make(rate, compression, axis_name, **options, **inside)
 
 
 def _top_k(axis_name: AxisName) -> optax.GradientTransformation:

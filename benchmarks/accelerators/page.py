@@ -50,9 +50,12 @@ def misses(row: Row, own: Figures, dense: Figures) -> list[str]:
         return []
     between, within = _split(row, own)
     messages = Counter((c.operation, c.dtype) for c in between.elements())
+    gathered = _totals(within)['all-gather'] - _totals(_split(row, dense)[1])['all-gather']
+    # A worker's devices that divide a message gather its mean and what is left of it.
+    divided = 0 if row.sharded else 2 * _message(row, own) // 4
     found = {
         'message': messages != Counter(_expected(row)),
-        'gathers': _totals(within)['all-gather'] > _totals(_split(row, dense)[1])['all-gather'],
+        'gathers': gathered > divided,
         'copies': _copied(own) > _copied(dense),
         'memory': own['temporary'] - dense['temporary'] > _allowed(row, own),
         'bytes': row.mapping == STAGE and own['bytes accessed'] > _byte_limit(row) * dense['bytes accessed'],
@@ -94,7 +97,7 @@ def _split(row: Row, own: Figures) -> tuple[Counter[Collective], Counter[Collect
         Collective(name, size, 0, tuple(map(tuple, groups)), dtype=dtype)
         for name, dtype, size, groups in own['collectives']
     ]
-    per_worker = own['devices'] // TARGETS[row.target].nodes if row.sharded else 1
+    per_worker = own['devices'] // TARGETS[row.target].nodes if row.by_node else 1
     workers = [device // per_worker for device in range(own['devices'])]
     between = Counter(c for c in found if c.crosses(workers))
     return between, Counter(found) - between
@@ -127,10 +130,14 @@ def _copied(own: Figures) -> int:
 
 def _allowed(row: Row, own: Figures) -> float:
     """Bytes of temporary memory besides dense training's."""
-    ratio = re.search(r'1/(\d+)', row.optimizer)
-    message = own['model'] / int(ratio[1]) * 32 / _bits(row) if ratio else 0.0
     points = 0 if row.mapping == STAGE else 2 if 'virtual' in row.mapping else 1
-    return _MESSAGES * message + points * own['model']
+    return _MESSAGES * _message(row, own) + points * own['model']
+
+
+def _message(row: Row, own: Figures) -> float:
+    """Bytes of a block in float32."""
+    ratio = re.search(r'1/(\d+)', row.optimizer)
+    return own['model'] / int(ratio[1]) * 32 / _bits(row) if ratio else 0.0
 
 
 def _bits(row: Row) -> int:

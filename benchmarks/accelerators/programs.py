@@ -30,8 +30,8 @@ PyTree = Any
 WORKERS, VIRTUAL = 'workers', 'virtual'
 
 
-def _pmap(network: Network, make: Make, devices: np.ndarray) -> Any:
-    optimizer, (params, rest) = make(WORKERS), shapes(network)
+def _pmap(network: Network, make: Make, devices: np.ndarray, **inside: int) -> Any:
+    optimizer, (params, rest) = make(WORKERS, **inside), shapes(network)
     own = own_leaves(optimizer, params)
     axes = mapped_axes(own)
     step = jax.pmap(
@@ -48,10 +48,18 @@ def _pmap(network: Network, make: Make, devices: np.ndarray) -> Any:
     return step.lower(params, state, rest, batch)
 
 
-def _shard_map(network: Network, make: Make, devices: np.ndarray, virtual: int = 0) -> Any:
-    """As docs/how_to/own_loop.md has it: what is a worker's own is stacked."""
+def _pmap_inside(network: Network, make: Make, devices: np.ndarray) -> Any:
+    """A worker is a node."""
+    return _pmap(network, make, devices, inside=devices.shape[1])
+
+
+def _shard_map(
+    network: Network, make: Make, devices: np.ndarray, virtual: int = 0, inside: bool = False
+) -> Any:
+    """As docs/how_to/own_loop.md has it: what is a worker's own is stacked. With `inside`, it is a node."""
     axis_name = (WORKERS, VIRTUAL) if virtual else WORKERS
-    optimizer, (params, rest) = make(axis_name), shapes(network)
+    optimizer = make(axis_name, inside=SHARD_AXIS) if inside else make(axis_name)
+    params, rest = shapes(network)
     own = own_leaves(optimizer, params)
     specs = jax.tree.map(lambda mine: P(WORKERS) if mine else P(), own)
     worker = whole_step(network, optimizer)
@@ -63,16 +71,17 @@ def _shard_map(network: Network, make: Make, devices: np.ndarray, virtual: int =
 
     if virtual:
         step = _virtual(network, optimizer, own, virtual)
-    mesh = Mesh(devices.ravel(), (WORKERS,))
+    mesh = Mesh(devices if inside else devices.reshape(-1, 1), (WORKERS, SHARD_AXIS))
+    each = P((WORKERS, SHARD_AXIS))
     mapped = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(P(), specs, P(), P(WORKERS)),
+        in_specs=(P(), specs, P(), each),
         out_specs=(P(), specs),
         check_vma=False,
     )
-    state = _stacked(jax.eval_shape(optimizer.init, params), own, devices.size * max(1, virtual))
-    arguments = (params, P()), (state, specs), (rest, P()), (_batch(network, devices.size), P(WORKERS))
+    state = _stacked(jax.eval_shape(optimizer.init, params), own, mesh.shape[WORKERS] * max(1, virtual))
+    arguments = (params, P()), (state, specs), (rest, P()), (_batch(network, devices.size), each)
     return jax.jit(mapped, donate_argnums=(0, 1)).lower(*(_placed(mesh, *pair) for pair in arguments))
 
 
@@ -156,7 +165,9 @@ def _stage(network: Network, make: Make, devices: np.ndarray) -> Any:
 # Functions of a network, an optimizer and the devices [nodes, devices of a node] to a lowered step.
 MAPPINGS: dict[str, Callable[..., Any]] = {
     'pmap': _pmap,
+    'pmap, a node inside': _pmap_inside,
     'shard_map': _shard_map,
+    'shard_map, a node inside': functools.partial(_shard_map, inside=True),
     '2 virtual workers, vmap': functools.partial(_shard_map, virtual=2),
     'spmd, FSDP inside': _spmd,
     'trainer, FSDP inside': _trainer,

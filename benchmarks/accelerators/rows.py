@@ -21,8 +21,13 @@ class Row(NamedTuple):
         return ' | '.join(self)
 
     @property
-    def sharded(self) -> bool:
+    def by_node(self) -> bool:
         """Whether a worker is all devices of a node."""
+        return 'inside' in self.mapping
+
+    @property
+    def sharded(self) -> bool:
+        """Whether these hold a shard of the model each."""
         return 'FSDP' in self.mapping
 
     @property
@@ -48,10 +53,13 @@ ROWS: list[Row] = [
     *_rows('h100', 'resnet50', 'shard_map', _NARROW),
     *_rows('h100', 'transformer_85m', 'shard_map', [ADAMW, _ADAMW]),
     *_rows('h100x2', 'vgg16', 'shard_map', [SGD, *_IN_FLIGHT]),
+    *_rows('h100x2', 'vgg16', 'shard_map, a node inside', _NARROW),
+    *_rows('h100x2', 'vgg16', 'pmap, a node inside', [SGD, _DEF_Q[0]]),
     *_rows('h100x2', 'vgg16', 'spmd, FSDP inside', [*_NARROW, *_IN_FLIGHT]),
     *_rows('h100x2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, _ADAMW]),
     *_rows('h100x2', 'vgg16', 'trainer, FSDP inside', _NARROW[:3]),
     *_rows('v5e', 'vgg16', 'optimizer stage', _NARROW),
     *_rows('v5e', 'vgg16', 'shard_map', _NARROW),
+    *_rows('v5ex2', 'transformer_85m', 'shard_map, a node inside', [ADAMW, _ADAMW]),
     *_rows('v5ex2', 'transformer_85m', 'spmd, FSDP inside', [ADAMW, _ADAMW, f'{_ADAMW}, overlap']),
 ]

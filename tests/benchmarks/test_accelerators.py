@@ -88,6 +88,7 @@ STACKED = [
     [
         ('h100', 'shard_map', STACKED),
         ('h100', '2 virtual workers, vmap', ['DEF, 1/64']),
+        ('h100x2', 'shard_map, a node inside', ['DEF, 1/64', 'DEF-Q, 1/64, 2 bits']),
         ('h100x2', 'spmd, FSDP inside', ['DEF, 1/64', 'DEF-Q, 1/64, 2 bits']),
     ],
 )
