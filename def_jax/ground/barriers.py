@@ -23,6 +23,23 @@ def in_memory(tree: PyTree, platforms: Sequence[str] = ('cuda', 'rocm')) -> PyTr
     return lax.platform_dependent(tree, default=lambda tree: tree, **dict.fromkeys(platforms, barriers))
 
 
+def materialized(tree: PyTree) -> PyTree:
+    """The tree, all of it in memory before any of it is read, on every platform.
+
+    XLA neither computes it again in each kernel that reads it, nor moves anything across. Callers say what it
+    would do otherwise.
+    """
+    return lax.optimization_barrier(tree)
+
+
+def rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """float32 numbers that the dtype holds. XLA may skip a rounding that is undone at once; not this one."""
+    if dtype.itemsize >= 4:
+        return x
+    info = jnp.finfo(dtype)
+    return lax.reduce_precision(x, info.nexp, info.nmant)
+
+
 def read_after(values: jax.Array, x: jax.Array) -> jax.Array:
     """x, once `values` of any type are computed: of its shape, or one number for all of it.
 

@@ -8,9 +8,8 @@ is a float32 master copy of the parameters, for no memory and no traffic.
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
+from def_jax.ground.barriers import rounded
 from def_jax.ground.types import PyTree
 
 Split = Callable[[jax.Array], Sequence[jax.Array]]  # a message, float32 [M], into the parts of its tensors
@@ -31,19 +30,11 @@ def settled(
     dtypes = [(u.dtype, p.dtype) for u, p in zip(*map(jax.tree.leaves, (updates, params)), strict=True)]
 
     def moved(mean, x, dtypes):
-        update = _rounded(mean, dtypes[0])
-        return update, mean - (_rounded(x + update, dtypes[1]) - x)
+        update = rounded(mean, dtypes[0])
+        return update, mean - (rounded(x + update, dtypes[1]) - x)
 
     if len(set(dtypes)) == 1:
         return moved(mean, x, dtypes[0])
     parts = [moved(*part) for part in zip(apart(mean), apart(x), dtypes, strict=True)]
     update, missing = (join(column) for column in zip(*parts, strict=True))
     return update, missing
-
-
-def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """float32 numbers that the dtype holds. XLA may skip a rounding that is undone at once; not this one."""
-    if dtype.itemsize >= 4:
-        return x
-    info = jnp.finfo(dtype)
-    return lax.reduce_precision(x, info.nexp, info.nmant)

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from def_jax.compressors.base import Selection
+from def_jax.ground.barriers import materialized
 from def_jax.ground.jaxpr import equations
 from def_jax.ground.types import PyTree
 
@@ -77,7 +77,7 @@ def applied(outer: optax.GradientTransformation, mean: jax.Array, own: PyTree) -
     """What `outer` makes of the mean message as its negated gradient, and its state after it."""
     # In memory together, or XLA for GPUs would compute each of them again, from blocks of all tensors, in
     # every kernel that puts one of them back, and copy those tensors for that.
-    return lax.optimization_barrier(outer.update(-mean, own))
+    return materialized(outer.update(-mean, own))
 
 
 def _mixes(equation: Any) -> bool:

@@ -18,9 +18,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from def_jax.ground.barriers import in_memory, read_after
+from def_jax.ground.barriers import in_memory, materialized, read_after
 from def_jax.ground.collectives import varying_axes
 from def_jax.ground.types import PyTree
 from def_jax.options import Options, pend, send, skipping
@@ -40,10 +39,10 @@ def overlapped(
     # taken with other indices than that of the updates, for GPUs: those of a key that waits for the block,
     # unless types say that it must not depend on what varies over workers;
     alike = varying_axes([state.key]) == varying_axes([block])
-    key, *_ = lax.optimization_barrier((state.key, block) if alike else (state.key,))
+    key, *_ = materialized((state.key, block) if alike else (state.key,))
     again = options.select(last._replace(key=key), route)
     # In memory, or XLA for GPUs would take the block of all updates again wherever it is used.
-    computed = jnp.max(lax.optimization_barrier(again.take(updates)), initial=0)
+    computed = jnp.max(materialized(again.take(updates)), initial=0)
     branches = options.every > 1  # a branch of a conditional cannot wait: the whole conditional would
 
     def arrive(sent, mean):
@@ -56,8 +55,8 @@ def overlapped(
         state = state._replace(left_out=~finite)
     mean, rest = options.settle(route, selection, updates, params, reply)
     # and what is added to the next block is another array than what the message reports on.
-    rest = lax.optimization_barrier(rest)
-    waiting = lax.optimization_barrier(again.take(updates) + options.carry(rest))
+    rest = materialized(rest)
+    waiting = materialized(again.take(updates) + options.carry(rest))
     residual = selection.replace(pend(updates, options.carry(state.residual)), waiting)
     memory = reply.memory._replace(step=reply.memory.step + 1)
     after = state._replace(residual=residual, **memory._asdict())

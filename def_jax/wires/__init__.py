@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from def_jax.ground.arguments import check_choice
-from def_jax.ground.barriers import part_places
+from def_jax.ground.barriers import materialized, part_places, rounded
 from def_jax.ground.collectives import Group, group_of, num_workers, pmean
 from def_jax.ground.types import Arrive, AxisName
 from def_jax.wires import few_bits
@@ -82,26 +82,23 @@ class Route(NamedTuple):
         """
         if (plan := self._plan()) is not None:
             return Exchanged(*few_bits.exchange(message, plan, self.workers, weights, arrive))
-        dtype = jnp.float32 if self.bits == 32 else jnp.bfloat16
-        rounded = message
-        if self.bits == 16:  # XLA may skip rounding that is undone at once; the barrier forbids that
-            rounded = lax.optimization_barrier(message.astype(dtype)).astype(jnp.float32)
-        # This one hides from XLA that in float32 nothing is rounded: it therefore takes the message before it
+        dtype = jnp.dtype(jnp.float32 if self.bits == 32 else jnp.bfloat16)
+        # Hides from XLA that in float32 nothing is rounded: it therefore takes the message before it
         # overwrites the residual in place, without a copy. On GPUs, XLA would also take the block again in
         # every kernel that puts the rest of it back.
-        message, rounded = lax.optimization_barrier((message, rounded))
+        message, numbers = materialized((message, rounded(message, dtype)))
         division = self._division()
-        sent = division.section(rounded)
+        sent = division.section(numbers)
         if weights is not None:
             counts = jnp.array([num_workers(group) for group in self.holders], jnp.float32)
             weights = weights / counts
-            sent = jnp.append(sent, self._energy(rounded, weights))
-        sent = lax.optimization_barrier(sent.astype(dtype))
+            sent = jnp.append(sent, self._energy(numbers, weights))
+        sent = materialized(sent.astype(dtype))
         mean = arrive(sent, pmean(sent, self.workers).astype(jnp.float32))
         if weights is None:
-            return Exchanged(division.whole(mean), message - rounded, None)
+            return Exchanged(division.whole(mean), message - numbers, None)
         mean, messages = division.whole(mean[:-1]), mean[-1]
-        return Exchanged(mean, message - rounded, jnp.stack([self._energy(mean, weights), messages]))
+        return Exchanged(mean, message - numbers, jnp.stack([self._energy(mean, weights), messages]))
 
     def _energy(self, message: jax.Array, weights: jax.Array) -> jax.Array:
         """The sum of the parts' squares times their weights, float32 []."""
