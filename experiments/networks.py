@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-__all__ = ['Perceptron']
+from def_jax.trainer.models.transformer import Transformer
+
+__all__ = ['NarrowTransformer', 'Perceptron']
 
 
 class Perceptron(nn.Module):
@@ -28,3 +30,11 @@ class Perceptron(nn.Module):
         for width in self.widths:
             x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x))
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.he_normal())(x)
+
+
+class NarrowTransformer(Transformer):
+    """A transformer whose parameters are kept in bfloat16, and computes in float32."""
+
+    def init(self, *args, **kwargs):
+        variables = super().init(*args, **kwargs)
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)

@@ -70,11 +70,11 @@ TRANSFORMERS = {
 
 
 def text(
-    size: str = '33k', workers: int = 8, steps: int = 1200, sequences: int = 4
+    size: str = '33k', workers: int = 8, steps: int = 1200, sequences: int = 4, narrow: bool = False
 ) -> ml_collections.ConfigDict:
     """A transformer on the bytes of Python's standard library; a file's path decides its split.
 
-    Each worker takes that many sequences at a step.
+    Each worker takes that many sequences at a step. Parameters are float32, or bfloat16 if `narrow`.
     """
     config = _base(workers, steps)
     num_layers, width, num_heads, context = TRANSFORMERS[size]
@@ -82,6 +82,8 @@ def text(
     config.dataset, config.dataset_options = 'python_stdlib', {'context': context}
     config.test_examples = 8192
     config.model = 'def_jax.trainer.models.transformer:Transformer'
+    if narrow:
+        config.model = 'experiments.networks:NarrowTransformer'
     config.model_options = {
         'num_layers': num_layers,
         'width': width,
