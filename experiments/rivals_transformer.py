@@ -69,7 +69,8 @@ def _sparse_loco(
 
 def _steps_along(title: str, method: str, first: float, **options: object) -> Contender:
     """A method whose message is the direction of a step."""
-    return Contender(title, method, {**options, 'optimizer': 'experiments.methods:decayed'}, first)
+    decayed = {'optimizer': 'experiments.methods:decayed', 'optimizer_options': {'weight_decay': 0.1}}
+    return Contender(title, method, {**options, **decayed, 'weight_decay': 0.0}, first)
 
 
 def _rivals(compression: int, workers: int) -> list[Contender]:
