@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,6 @@ import def_jax
 from def_jax.tools.planner import Plan, advice, comparison, measure, parse_bandwidth, parse_size
 from def_jax.tools.planner.devices import DEVICES
 from def_jax.tools.planner.program import main
-
-ROOT = Path(__file__).resolve().parents[3]
 
 SLOW = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64, latency=0.0, dense_bytes=4)
 HUGE = Plan(params=1e9, step_time=1.5, bandwidth=1e9, workers=2)
