@@ -305,7 +305,7 @@ def test_a_device_bounds_the_step_and_has_a_link(capsys):
     output = capsys.readouterr().out
     assert comparison.table(plan, comparison.compare(plan)) in output
     assert 'a bound, not a prediction' in output
-    assert 'No advice without a measured --step-time' in output and 'Start with' not in output
+    assert 'No advice without a measured `--step-time`' in output and 'Start with' not in output
     assert DEVICES['v5e'].step_time(1e9, 1e9) == pytest.approx(8 * 4e9 / 819e9)
 
 

@@ -42,7 +42,7 @@ def advise(plan: Plan, methods: Sequence[Prediction], optimizer: Optimizer | Non
         least = min(each.memory for each in methods) / 1e9
         return (
             f'Nothing fits: parameters, gradients and state alone take {least:.3g} GB of a device that has '
-            f'{plan.memory / 1e9:.3g} GB. Shard the model over more devices (--fsdp, --gpus-per-link).'
+            f'{plan.memory / 1e9:.3g} GB. Shard the model over more devices (`--fsdp`, `--gpus-per-link`).'
         )
     others = [each for each in fitting if each.family != 'dense']
     if optimizer == 'adamw' and plan.params >= CAREFUL:

@@ -23,8 +23,8 @@ COPIES = {
     'PowerSGD': {'sgd': 4, 'adamw': 5},
 }
 _FRAGMENTS = 10  # of Streaming DiLoCo
-_POINT = "take gradients at def_jax.detached_params(params, opt_state), and don't average them"
-_SPMD = "def_jax.spmd(optimizer, mesh, specs, 'workers')"
+_POINT = "take gradients at `def_jax.detached_params(params, opt_state)`, and don't average them"
+_SPMD = "`def_jax.spmd(optimizer, mesh, specs, 'workers')`"
 _PLAIN = "take gradients at the parameters, and don't average them"
 
 

@@ -25,12 +25,12 @@ _HELP = {
     'num_steps': 'number of steps of the run',
     'gpus_per_link': 'how many GPUs share a link, of which there are then --workers',
     'in_flight': 'messages travel while the next gradient is computed (overlap=True)',
-    'fsdp': 'the GPUs of a link shard the parameters (FSDP), each of the others holds all',
+    'fsdp': 'the GPUs of a link shard the parameters (FSDP); without it, each holds all',
     'memory': "of a device, e.g. 80GB; 0 for --device's, or for any",
 }
 _NO_ADVICE = (
-    'No advice without a measured --step-time, or --utilisation: at its peak, a device makes any network '
-    'look slow.'
+    'No advice without a measured `--step-time`, or `--utilisation`: at its peak, a device makes any '
+    'network look slow.'
 )
 
 _PLACE = {
@@ -57,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     values = vars(parser.parse_args(argv))
     output, local_steps, optimizer = (values.pop(flag) for flag in ('output', 'local_steps', 'optimizer'))
+    measured = values['measure']
     try:
-        plan, notes, estimated = _plan(parser, values)
+        plan, notes, bound = _plan(parser, values)
         found = comparison.compare(plan, local_steps, optimizer)
         if output and os.path.isdir(output):  # matplotlib would write a file named '.png' there
             raise ValueError(f'{output=} is a folder; name a file, such as plan.png.')
@@ -67,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
                 planner.draw(plan, output)
     except (ValueError, OSError, RuntimeError) as error:  # the last is JAX's, of a network
         parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
-    if jax.process_index() > 0:
+    if measured and jax.process_index() > 0:
         return 0
-    told = _NO_ADVICE if estimated else advice.advise(plan, found, optimizer)
+    told = _NO_ADVICE if bound else advice.advise(plan, found, optimizer)
     print(*notes, comparison.table(plan, found), _NOTES, told, sep='\n\n')
     return 0
 
@@ -116,7 +117,7 @@ def _workers(plan: planner.Plan) -> str:
     ) + (
         f'Each has {plan.gpus_per_link} GPUs. "Sent" is what leaves the link that they share.'
         if plan.gpus_per_link > 1
-        else 'If several GPUs share a link, pass --gpus-per-link, and count links as --workers.'
+        else 'If several GPUs share a link, pass `--gpus-per-link`, and count links as `--workers`.'
     )
 
 
@@ -125,7 +126,7 @@ def _estimate(plan: planner.Plan, device: Device, utilisation: float | None) -> 
     if utilisation is None:
         more = 'That is a bound, not a prediction: the longer it takes, the less compression gains.'
         return f'At its peak {told}{more}'
-    return f'At {100 * utilisation:g} % of its peak {told}Your own step decides: pass --step-time.'
+    return f'At {100 * utilisation:g} % of its peak {told}Your own step decides: pass `--step-time`.'
 
 
 def _hidden(plan: planner.Plan, dense_step: float) -> str:
@@ -133,7 +134,7 @@ def _hidden(plan: planner.Plan, dense_step: float) -> str:
     if dense_step > plan.dense_step() * 1.1:
         told += (
             f' Without overlap it should take {1e3 * plan.dense_step():.2f} ms: the line is slower than '
-            '--bandwidth says, which --measure finds out.'
+            '`--bandwidth` says, which `--measure` finds out.'
         )
     return told
 
