@@ -59,7 +59,7 @@ def advise(plan: Plan, methods: Sequence[Prediction], optimizer: Optimizer | Non
         ]
     untried = [each for each in others if each.compression == COMPRESSIONS[0] and each not in tried]
     told += [_compare(each, dense) for each in untried if dense.seconds >= WORTH * each.seconds]
-    far = [_FAR_AWAY] if worth and plan.latency >= FAR else []
+    far = [_FAR_AWAY] if plan.latency >= FAR else []
     return '\n\n'.join(far + [text for text in told if text])
 
 

@@ -56,7 +56,7 @@ class Device(NamedTuple):
 
 #: By name, each with its source. Links are counted one way, where NVIDIA states the sum of both, and so does
 #: Google by now (400, 800 and 1,200 GB/s); cards without NVLink have none. The T4, which knows no bfloat16,
-#: counts float16.
+#: counts float16. A B200's memory is an eighth of a DGX B200's. The A10G of AWS is another card than the A10.
 DEVICES = {
     'b200': Device('NVIDIA B200', 2250e12, 8e12, 180e9, 8 * 900e9, _B200),
     'h200': Device('NVIDIA H200 SXM', 989.4e12, 4.8e12, 141e9, 8 * 450e9, _H200),
