@@ -4,15 +4,32 @@
 
 names an experiment, a setting, a method and one of `METRICS`. `python -m experiments numbers` fills the marks
 of README.md, docs/ and results/; with `--check` it fails if one is stale or was not run.
+
+    ```sh
+    python -m def_jax.plan FLAGS
+    ```
+
+    <!-- printed -->
+    <!-- /printed -->
+
+is filled with what the command prints.
 """
 
+import contextlib
+import io
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from def_jax.tools.planner import program
 
 __all__ = ['METRICS', 'Found', 'filled', 'lacks']
 
 _MARK = re.compile(r'(<!-- number: ([^>]*?) -->)(.*?)(<!-- /number -->)', re.DOTALL)
+_PLAN = re.compile(
+    r'(```sh\npython -m def_jax\.plan ([^`]*)\n```\n\n<!-- printed -->\n)(.*?)(<!-- /printed -->)', re.DOTALL
+)
 _MISSING, _NONE = '(not run)', '(no difference)'
 
 # Texts of a row of `pages.rows`.
@@ -35,17 +52,25 @@ def filled(text: str, found: Callable[[str], Found]) -> str:
         found: an experiment's settings and finished rows, by its name.
 
     Returns:
-        The text; a mark of a run without a record says so.
+        The text, with what its commands print; a mark of a run without a record says so.
 
     Raises:
         ValueError: if a mark names what is not there.
     """
+    text = _PLAN.sub(lambda plan: f'{plan[1]}\n{_printed(plan[2])}\n{plan[4]}', text)
     return _MARK.sub(lambda mark: mark[1] + _value(mark[2], found) + mark[4], text)
 
 
 def lacks(text: str) -> bool:
     """Whether a mark of a filled text has no number."""
     return any(mark[3] in (_MISSING, _NONE) for mark in _MARK.finditer(text))
+
+
+def _printed(flags: str) -> str:
+    """What the planner prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        program.main(shlex.split(flags.replace('\\\n', ' ')))
+    return output.getvalue()
 
 
 def _value(address: str, found: Callable[[str], Found]) -> str:

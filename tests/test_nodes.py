@@ -1,5 +1,7 @@
 """What leaves a node: counted by hand, and in programs for two nodes of eight devices."""
 
+import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -62,7 +64,8 @@ def test_a_worker_of_a_node_sends_one_message(found, layout):
 
 def test_the_plan_agrees(found):
     plan = Plan(params=PARAMS, step_time=0.1, bandwidth=1e10, workers=2, gpus_per_link=8, dense_bytes=4)
-    planned = {each.name: each.sent for each in comparison.compare(plan)}
+    plans = plan, dataclasses.replace(plan, fsdp=True)
+    planned = {each.name: each.sent for each in itertools.chain(*map(comparison.compare, plans))}
     for name, program in {
         'dense, float32, hierarchical': 'hierarchical',
         'dense, float32, one ring': 'dense',

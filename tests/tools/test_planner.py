@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +10,14 @@ import optax
 import pytest
 
 import def_jax
-from def_jax.tools.planner import Plan, comparison, measure, parse_bandwidth
+from def_jax.tools.planner import Plan, advice, comparison, measure, parse_bandwidth, parse_size
 from def_jax.tools.planner.devices import DEVICES
 from def_jax.tools.planner.program import main
-
-ROOT = Path(__file__).resolve().parents[3]
 
 SLOW = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64, latency=0.0, dense_bytes=4)
 HUGE = Plan(params=1e9, step_time=1.5, bandwidth=1e9, workers=2)
 FAST = dataclasses.replace(SLOW, bandwidth=800e9, overlap=0.9)
+NODES = dataclasses.replace(SLOW, workers=8, gpus_per_link=8, dense_bytes=2)
 
 
 def test_a_ring_all_reduce_by_hand():
@@ -62,20 +60,34 @@ def test_links_that_gpus_share_by_hand():
     whole, message = 4 * 2**21, 4 * 2**21 / 64
     ring = 2 * 15 / 16
     by_gpu = 8 * 8 / 16 * message + 15 / 16 * message  # each to eight others directly, and one ring
-    sent = [whole, ring * whole, *(whole / n for n in (16, 64, 256, 64)), by_gpu]
+    sent = [whole, ring * whole, *(whole / n for n in (16, 64, 256)), by_gpu]
     assert [each.sent for each in found] == pytest.approx([*sent, whole / 50, whole / 400, ring * message])
-    dense, one_ring, *_, fsdp, gpu, _, _, _ = (each.seconds for each in found)
+    dense, one_ring, _, inside, _, gpu, *_ = (each.seconds for each in found)
     assert one_ring == pytest.approx(0.1 + 8 * ring * whole / 1e9 + 2 * 15 * 1e-3)
     assert dense == pytest.approx(0.1 + 8 * whole / 1e9 + 2 * 1e-3)
     outputs = [(8 * 2 * (1 - 1 / k) * whole / 1e9 + 2 * (k - 1) * 1e-3) / 100_000 for k in (2, 16)]
-    assert fsdp == pytest.approx(0.1 + 8 * message / 1e9 + 2 * 1e-3 + outputs[0])
+    assert inside == pytest.approx(0.1 + 8 * message / 1e9 + 2 * 1e-3 + outputs[0])
     assert gpu == pytest.approx(0.1 + 8 * by_gpu / 1e9 + 2 * 15 * 1e-3 + outputs[1])
+
+
+def test_fsdp_by_hand():
+    """FSDP over all gathers in bfloat16 twice and scatters once; inside a node, a device holds an eighth."""
+    plan = dataclasses.replace(NODES, workers=2, params=2**21, fsdp=True)
+    inside, over_all, *def_q, diloco, streaming = comparison.compare(plan)
+    assert over_all.sent == pytest.approx(3 * 15 / 16 * 2 * 2**21)
+    late = dataclasses.replace(plan, latency=1e-3)
+    assert comparison.compare(late)[1].seconds == pytest.approx(over_all.seconds + 3 * 15 * 1e-3)
+    assert over_all.memory == 16 * 2**21 / 16 and inside.memory == 16 * 2**21 / 8
+    assert {each.memory for each in def_q} == {24 * 2**21 / 8}
+    assert diloco.memory == streaming.memory == 28 * 2**21 / 8
+    assert [each.sent for each in def_q] == pytest.approx([4 * 2**21 / n for n in (16, 64, 256)])
+    assert comparison.compare(dataclasses.replace(plan, fsdp=False))[0].memory == 16 * 2**21
 
 
 @pytest.mark.parametrize(
     ('plan', 'words'),
     [
-        (FAST, r'Dense is best: communication is \d % of its step'),
+        (FAST, r'Dense is best: communication is \d % of its step[^$]*Change nothing'),
         (dataclasses.replace(FAST, overhead=0.01), 'Dense is best'),
         (dataclasses.replace(SLOW, workers=1), 'Dense is best: communication is 0 %'),
         (
@@ -99,16 +111,68 @@ def test_links_that_gpus_share_by_hand():
         (
             HUGE,
             r'Start with Streaming DiLoCo[^$]*spmd\(optimizer, mesh[^$]*not been trained at this size: '
-            r'DEF on 36.5 M parameters at most, [^$]*DEF-Q on 10.7 M[^$]*64[^$]*def_adamw\(rate, 64',
+            r'DEF on 36.5 M parameters at most, [^$]*DEF-Q on 10.7 M[^$]*16[^$]*def_adamw\(rate, 16',
         ),
         (
             dataclasses.replace(HUGE, params=4e11, step_time=60),
             r'Start with (Streaming )?DiLoCo[^$]*No method here is known [^$]*not been trained at this size',
         ),
+        (
+            dataclasses.replace(HUGE, latency=0.03),
+            'This is not for home users[^$]*Start with[^$]*In MaxText, set `enable_diloco=true`',
+        ),
     ],
 )
 def test_the_advice(plan, words):
-    assert re.match(f'[^$]*{words}', comparison.advice(plan, comparison.compare(plan)))
+    assert re.match(f'[^$]*{words}', advised(plan))
+
+
+def advised(plan, optimizer=None):
+    return advice.advise(plan, comparison.compare(plan, optimizer=optimizer), optimizer)
+
+
+def test_what_is_recommended_is_worth_it_itself():
+    """The smallest compression is 1.04 times as fast as dense, and DiLoCo 1.06 times."""
+    plan = dataclasses.replace(SLOW, step_time=1.0, bandwidth=24.8e9, overhead=0.02)
+    assert 1.03 < plan.speed_up(16) < advice.WORTH
+    assert advised(plan).startswith('Start with DiLoCo, H = 50: 1.06 times')
+
+
+@pytest.mark.parametrize('params', [25.6e6, 5e6])
+@pytest.mark.parametrize('optimizer', [None, *comparison.OPTIMIZERS])
+def test_large_transformers_are_told_to_take_16(params, optimizer):
+    """Who trains with AdamW is not offered more, who doesn't say is told, and nobody else."""
+    plan = dataclasses.replace(SLOW, params=params, step_time=0.12 * params / 25.6e6, bandwidth=4e9)
+    told, large = advised(plan, optimizer), params > 1e7
+    assert told.startswith('Start with DEF-Q, compression 64:') == (not large or optimizer != 'adamw')
+    assert ('with transformers, take 16' in told) == (large and optimizer is None)
+    thick = dataclasses.replace(plan, bandwidth=1e10)
+    assert advised(thick, optimizer).startswith('Start with DEF-Q, compression 16:')
+
+
+def test_what_does_not_fit_is_not_recommended():
+    plan = dataclasses.replace(NODES, params=1e9, workers=16, fsdp=True)
+    assert advised(plan).startswith('Start with Streaming DiLoCo')  # 3.5 GB a device
+    told = advised(dataclasses.replace(plan, memory=3.4e9))
+    assert 'Train with dense, bfloat16, FSDP inside: communication is 96 % of its step, but nothing' in told
+    assert 'DiLoCo' not in told and 'To compare DEF-Q, compression 16, FSDP inside' in told
+    told = advised(dataclasses.replace(plan, memory=1e9))
+    assert told.startswith('Train with dense, bfloat16, FSDP over all: ') and 'DEF-Q' not in told
+    told = advised(dataclasses.replace(plan, memory=1e8))
+    assert told.startswith('Nothing fits: parameters, gradients and state alone take 0.125 GB of a device')
+
+
+@pytest.mark.parametrize('optimizer', comparison.OPTIMIZERS)
+def test_what_a_device_holds_is_what_the_optimizers_do(optimizer):
+    """Besides the state, parameters and gradients; and the point of the gradients, but for PowerSGD."""
+    plan = dataclasses.replace(SLOW, params=2**16)
+    params = {'w': jnp.zeros((256, 256))}
+    for method in filter(lambda method: method.paste, comparison.compare(plan, 50, optimizer)):
+        names = {'rate': 0.1, 'def_jax': def_jax, 'optax': optax}
+        exec(method.paste, names)
+        state = sum(x.nbytes for x in jax.tree.leaves(names['optimizer'].init(params)))
+        others = 2 if method.family == 'PowerSGD' else 3
+        assert method.memory == pytest.approx(state + others * params['w'].nbytes, rel=0.05), method.name
 
 
 @pytest.mark.parametrize('optimizer', comparison.OPTIMIZERS)
@@ -156,7 +220,17 @@ def test_bandwidths(text, bits):
     assert parse_bandwidth(text) == bits
 
 
+def test_sizes():
+    found = [parse_size(text) for text in ('7B', '25.6M', '1.3e9', '350 m', '80GB', '2.5T', '12')]
+    assert found == [7e9, 25.6e6, 1.3e9, 350e6, 80e9, 2.5e12, 12]
+    for text in ('', 'B', '7X', '7 billion', '-1M', None):
+        with pytest.raises(ValueError, match=r"size=.* must be a number such as '7B'"):
+            parse_size(text)
+
+
 def test_impossible_values():
+    with pytest.raises(ValueError, match='fsdp=True needs gpus_per_link > 1'):
+        dataclasses.replace(SLOW, fsdp=True)
     for text in ('', 'fast', '10 GB', 'gbit', '-1gbit', '1.2.3', None):
         with pytest.raises(ValueError, match=r"bandwidth=.* must be in bits per second, such as '10gbit'"):
             parse_bandwidth(text)
@@ -182,7 +256,7 @@ def test_the_command_line_of_nodes(capsys):
     assert main([*FLAGS, '--gpus-per-link=8', '--optimizer=sgd']) == 0
     output = capsys.readouterr().out
     plan = dataclasses.replace(SLOW, latency=50e-6, dense_bytes=2, gpus_per_link=8)
-    assert comparison.table(plan, comparison.compare(plan)) in output
+    assert comparison.table(plan, comparison.compare(plan, optimizer='sgd')) in output
     assert re.search(r"optimizer = def_jax.def_sgd\(rate, \d+, 'workers', inside=8\)\n", output)
     assert 'Each has 8 GPUs. "Sent" is what leaves the link that they share.' in output
 
@@ -202,7 +276,14 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
         ([*FLAGS, '--local-steps=0'], 'plan: local_steps=0 must be an integer in [1, '),
         ([*FLAGS, '--measure'], 'plan: --measure and --bandwidth exclude each other'),
         (['--measure', '--process-id=1'], 'plan: --coordinator_address and --num_processes must'),
-        ([*FLAGS, '--process-id=1'], 'plan: --coordinator-address/--num-processes/--process-id have no'),
+        ([*FLAGS, '--process-id=1'], 'plan: --coordinator-address/--num-processes/--process-id has no'),
+        ([*FLAGS, '--params=7X'], "plan: size='7X' must be a number such as '7B'"),
+        (
+            [*FLAGS, '--overlap=0.5', '--dense-step=0.2'],
+            'plan: --dense-step and --overlap exclude each other',
+        ),
+        ([*FLAGS, '--utilisation=0.4'], 'plan: --utilisation has no effect without --flops'),
+        ([*DEVICE, '--flops=1', '--utilisation=40'], 'plan: utilisation=40.0 must be a number in'),
         ([*FLAGS, '--flops=1'], 'plan: --flops has no effect without --device'),
         (DEVICE, 'plan: the following arguments are required: --step-time'),
         ([*DEVICE, '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),
@@ -224,5 +305,29 @@ def test_a_device_bounds_the_step_and_has_a_link(capsys):
     output = capsys.readouterr().out
     assert comparison.table(plan, comparison.compare(plan)) in output
     assert 'a bound, not a prediction' in output
-    assert 'No advice without a measured --step-time' in output and 'Start with' not in output
+    assert 'No advice without a measured `--step-time`' in output and 'Start with' not in output
     assert DEVICES['v5e'].step_time(1e9, 1e9) == pytest.approx(8 * 4e9 / 819e9)
+
+
+def test_with_a_utilisation_the_device_is_an_estimate_and_gives_advice(capsys):
+    flags = ['--device=a10', '--flops=6.25e12', '--params=25.6M', '--workers=4', '--bandwidth=10gbit']
+    assert main([*flags, '--utilisation=0.2']) == 0
+    output = capsys.readouterr().out
+    assert 'At 20 % of its peak (https://' in output and 'computes a step in 250.00 ms' in output
+    assert 'Start with' in output
+    assert main([*flags, '--utilisation=0.2', '--params=1B']) == 0
+    assert 'Nothing fits' not in capsys.readouterr().out
+    assert main([*flags, '--utilisation=0.2', '--params=2B']) == 0
+    assert 'Nothing fits: parameters, gradients and state alone take 32 GB' in capsys.readouterr().out
+
+
+def test_a_dense_step_says_what_is_hidden(capsys):
+    """Half of an all-reduce of 80.6 ms; and a step that takes longer than all of it."""
+    flags = ['--params=25.6M', '--step-time=0.12', '--workers=64', '--bandwidth=10gbit', '--latency=0']
+    plan = dataclasses.replace(SLOW, dense_bytes=2)
+    assert plan.hidden(0.12 + plan.all_reduce(plan.params, 2) / 2) == pytest.approx(0.5)
+    assert (plan.hidden(0.1), plan.hidden(9), dataclasses.replace(plan, workers=1).hidden(1)) == (1, 0, 0)
+    assert main([*flags, '--dense-step=0.1603']) == 0
+    assert 'Your dense step of 160.30 ms hides 50 % of the all-reduce.\n' in capsys.readouterr().out
+    assert main([*flags, '--dense-step=0.4']) == 0
+    assert 'Without overlap it should take 200.64 ms: the line is slower' in capsys.readouterr().out

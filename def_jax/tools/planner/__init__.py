@@ -1,16 +1,16 @@
 """Whether compression pays off: predicts the time of a step from the model's size and the network.
 
-    python -m def_jax.plan --params=25.6e6 --step-time=0.12 --bandwidth=10gbit --workers=64
-    python -m def_jax.plan --params=25.6e6 --step-time=0.12 --measure
+    python -m def_jax.plan --params=25.6M --step-time=0.12 --bandwidth=10gbit --workers=64
+    python -m def_jax.plan --params=25.6M --step-time=0.12 --measure
 
-prints the time of a step for dense training in bfloat16, DEF-Q, DiLoCo and PowerSGD, and the line to paste
-for the one to start with, which may be dense training. A worker is what lies on one side of the slow line: a
-rack, a node or a GPU. `--measure` times the line itself, see `measure`.
+prints the time of a step and a device's memory for dense training in bfloat16, DEF-Q, DiLoCo and PowerSGD,
+and the line to paste for the one to start with, which may be dense training. A worker is what lies on one
+side of the slow line: a rack, a node or a GPU. `--measure` times the line itself, see `measure`.
 
-    python -m def_jax.plan --params=25.6e6 --step-time=0.12 --bandwidth=10gbit --workers=8 --gpus-per-link=8
+    python -m def_jax.plan --params=7B --step-time=3 --bandwidth=100gbit --workers=16 --gpus-per-link=8 --fsdp
 
-compares what eight nodes of eight GPUs with one link each can do: dense training in one ring and
-hierarchically, a node as a worker (`inside=8`, or FSDP inside it) and a GPU as a worker.
+compares what sixteen nodes of eight GPUs with one link each can do: dense training with FSDP over all of them
+and inside a node, and a node as a worker with FSDP inside. Without `--fsdp` every GPU holds the whole model.
 
 This is a model. It assumes that a ring all-reduce of n bytes over K workers takes
 
@@ -19,13 +19,16 @@ This is a model. It assumes that a ring all-reduce of n bytes over K workers tak
 that DEF-Q's all-to-all and all-gather take as long as an all-reduce, and that a step first computes and then
 communicates. What G GPUs exchange behind one link of K takes no time. A hierarchical exchange sends from a
 link what is above. A flat one has K·G parties: a ring sends 2 (K·G - 1) / (K·G) · n from each link, but an
-all-to-all G · (K - 1) / K · n, since every GPU sends to every other by itself. (`overlap` is the fraction of
-a dense all-reduce hidden behind the backward pass. The message of error feedback needs the whole gradient, so
-none of it is hidden, unless it is `in_flight` while the next gradient is computed: then a step takes the
-longer of the two.)
+all-to-all G · (K - 1) / K · n, since every GPU sends to every other by itself. FSDP over all GPUs gathers the
+parameters twice and scatters the gradients once: one and a half times a ring's all-reduce.
 
-Without a measured step, `--device=h100 --flops=4.2e12` takes the least time that the device's peak rates
-allow, see `devices`.
+`overlap` is the fraction of a dense all-reduce hidden behind the backward pass; `--dense-step`, your step
+with all workers, says how much that is. The message of error feedback needs the whole gradient, so none of
+it is hidden, unless it is `in_flight` while the next gradient is computed: then a step takes the longer of
+the two.
+
+Without a measured step, `--device=h100 --flops=4.2e12 --utilisation=0.4` estimates it from the device's peak
+rates, see `devices`; without `--utilisation` that is the least time that they allow.
 """
 
 import dataclasses
@@ -34,9 +37,10 @@ from pathlib import Path
 
 from def_jax.ground.arguments import check_flag, check_number, check_ratio
 
-__all__ = ['Plan', 'draw', 'parse_bandwidth']
+__all__ = ['Plan', 'draw', 'parse_bandwidth', 'parse_size']
 
-_UNITS = {'k': 1e3, 'm': 1e6, 'g': 1e9, 't': 1e12}
+_UNITS = {'k': 1e3, 'm': 1e6, 'g': 1e9, 'b': 1e9, 't': 1e12}
+_NUMBER = r'([\d.]+(?:[eE][+-]?\d+)?)'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Plan:
         evaluate_every: steps between evaluations of y, each a dense all-reduce; 0 for only the final one.
         num_steps: steps in the run, over which the cost of the final y is spread.
         gpus_per_link: G, how many GPUs share a link. Together they are one worker, or, `flat`, each is one.
+        fsdp: whether the GPUs of a link shard the parameters; otherwise each holds all.
+        memory: of a device; 0 if unknown.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -77,6 +83,8 @@ class Plan:
     num_steps: int = 100_000
     in_flight: bool = False
     gpus_per_link: int = 1
+    fsdp: bool = False
+    memory: float = 0.0
 
     def __post_init__(self) -> None:
         # The limits keep every time finite and positive.
@@ -92,6 +100,12 @@ class Plan:
         check_number('num_steps', self.num_steps, 1, 1e18, 'steps in the run')
         check_flag('in_flight', self.in_flight)
         check_number('gpus_per_link', self.gpus_per_link, 1, 1e6, 'GPUs that share a link')
+        check_flag('fsdp', self.fsdp)
+        check_number('memory', self.memory, 0, 1e18, "bytes of a device's memory, 0 if unknown")
+        if self.fsdp and self.gpus_per_link == 1:
+            raise ValueError(
+                'fsdp=True needs gpus_per_link > 1: as many GPUs shard the parameters of a worker.'
+            )
 
     def parties(self, flat: bool) -> float:
         """How many take part in an exchange: all GPUs if it is flat, or the links."""
@@ -118,6 +132,22 @@ class Plan:
         """Time of a step of uncompressed training."""
         return self.step_time + (1 - self.overlap) * self.all_reduce(self.params, self.dense_bytes, flat)
 
+    def sharded_step(self) -> float:
+        """Time of a step with FSDP over all GPUs: two all-gathers and a reduce-scatter, in a ring of all."""
+        return self.step_time + 1.5 * (self.dense_step(flat=True) - self.step_time)
+
+    def hidden(self, dense_step: float) -> float:
+        """The `overlap` that makes `dense_step` what was measured, at most 1 and at least 0.
+
+        >>> plan = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64)
+        >>> round(plan.hidden(dense_step=0.15), 2)
+        0.65
+        """
+        check_number('dense_step', dense_step, 1e-9, 1e9, 'seconds of a step with all workers')
+        shown = dense_step - self.step_time
+        whole = self.all_reduce(self.params, self.dense_bytes)
+        return min(1.0, max(0.0, 1 - shown / whole)) if whole else 0.0
+
     def step(self, ratio: float, flat: bool = False) -> float:
         """Time of a step that sends 1 / ratio of the bytes of float32, and its share of y's evaluations."""
         check_ratio(ratio)
@@ -142,7 +172,7 @@ def parse_bandwidth(text: str) -> float:
     (10000000000.0, 80000000000.0)
     """
     unit = r'(?:([kmgtKMGT])?((?i:bits?)(?:/s)?|b(?:ps|/s)|B(?:ps|/s))?)?'
-    match = re.fullmatch(rf'([\d.]+(?:[eE][+-]?\d+)?)\s*{unit}', str(text).strip())
+    match = re.fullmatch(rf'{_NUMBER}\s*{unit}', str(text).strip())
     try:
         scale = _UNITS.get((match[2] or '').lower(), 1.0)  # type: ignore[index]
         return float(match[1]) * scale * (8 if match[3] in ('Bps', 'B/s') else 1)  # type: ignore[index]
@@ -151,6 +181,22 @@ def parse_bandwidth(text: str) -> float:
             f"bandwidth={text!r} must be in bits per second, such as '10gbit', '800mbit' or '1e9', or in "
             "bytes per second, such as '10GB/s'."
         ) from None
+
+
+def parse_size(text: str) -> float:
+    """A number from '7B', '25.6M' or '1.3e9'; of bytes, '80GB' and '80G' are the same.
+
+    Raises:
+        ValueError: if the text is not a size.
+
+    >>> parse_size('7B'), parse_size('25.6M')
+    (7000000000.0, 25600000.0)
+    """
+    match = re.fullmatch(rf'{_NUMBER}\s*([kmgt]?b?)', str(text).strip(), re.IGNORECASE)
+    try:
+        return float(match[1]) * _UNITS.get(match[2][:1].lower(), 1.0)  # type: ignore[index]
+    except (TypeError, ValueError):
+        raise ValueError(f"size={text!r} must be a number such as '7B', '25.6M' or '1.3e9'.") from None
 
 
 def draw(plan: Plan, path: str) -> None:

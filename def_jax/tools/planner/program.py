@@ -9,23 +9,29 @@ import jax
 
 from def_jax.tools import planner
 from def_jax.tools.extras import needs_training
-from def_jax.tools.planner import comparison, measure
+from def_jax.tools.planner import advice, comparison, measure
 from def_jax.tools.planner.devices import DEVICES, Device, get_device
 
 _HELP = {
-    'params': 'number of model parameters, e.g. 25.6e6',
+    'params': 'number of model parameters, e.g. 25.6M or 7B',
     'step_time': 'seconds of computation per step on a worker, without communication',
     'bandwidth': "bandwidth of a worker's link: '10gbit', '10GB/s', or a number in bits per second",
     'workers': 'number of workers: racks, nodes or GPUs, whatever lies on one side of the slow line',
-    'latency': 'latency of one message between neighbours, in seconds',
-    'overlap': 'fraction of the dense all-reduce that overlaps with computation',
+    'latency': 'latency of one message between neighbours, in seconds; over the internet 0.01 to 0.1',
+    'overlap': 'fraction of the dense all-reduce that overlaps with computation; --dense-step measures it',
     'overhead': 'extra seconds per step for the compressed update',
     'dense_bytes': 'bytes per element of the dense all-reduce: 2 in bfloat16, 4 in float32',
     'evaluate_every': 'steps between evaluations of y; 0 evaluates once, at the end',
     'num_steps': 'number of steps of the run',
     'gpus_per_link': 'how many GPUs share a link, of which there are then --workers',
     'in_flight': 'messages travel while the next gradient is computed (overlap=True)',
+    'fsdp': 'the GPUs of a link shard the parameters (FSDP); without it, each holds all',
+    'memory': "of a device, e.g. 80GB; 0 for --device's, or for any",
 }
+_NO_ADVICE = (
+    'No advice without a measured `--step-time`, or `--utilisation`: at its peak, a device makes any '
+    'network look slow.'
+)
 
 _PLACE = {
     'coordinator_address': (str, 'for --measure on several hosts: HOST:PORT of process 0'),
@@ -36,7 +42,10 @@ _FLOPS = (
     "operations of a worker's gradient, for --device, divided by the worker's devices: for a transformer, "
     '6 · parameters · tokens of a worker / devices of a worker'
 )
-_HIDDEN = "Each of Streaming DiLoCo's messages is taken to hide behind one gradient, which is the best case."
+_NOTES = (
+    "Each of Streaming DiLoCo's messages is taken to hide behind one gradient, which is the best case. "
+    'A device holds parameters, gradients and optimizer state in float32, and activations, not counted here.'
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,25 +56,10 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     values = vars(parser.parse_args(argv))
-    output, name, flops, measured, local_steps, optimizer = (
-        values.pop(flag) for flag in ('output', 'device', 'flops', 'measure', 'local_steps', 'optimizer')
-    )
-    place = [values.pop(flag) for flag in _PLACE]
+    output, local_steps, optimizer = (values.pop(flag) for flag in ('output', 'local_steps', 'optimizer'))
+    measured = values['measure']
     try:
-        if flops is not None and name is None:
-            raise ValueError('--flops has no effect without --device.')
-        if any(value is not None for value in place) and not measured:
-            raise ValueError(f'--{"/--".join(_PLACE)} have no effect without --measure.'.replace('_', '-'))
-        device = None if name is None else get_device(name)
-        link = _measured(values, place) if measured else None
-        if device is not None:
-            _bound(values, device, flops)
-        if values['latency'] is None:
-            values['latency'] = planner.Plan.latency
-        if missing := [f'--{field.replace("_", "-")}' for field in values if values[field] is None]:
-            parser.error(f'the following arguments are required: {", ".join(missing)}')
-        bandwidth = planner.parse_bandwidth(values['bandwidth'])
-        plan = planner.Plan(**values | {'bandwidth': bandwidth})
+        plan, notes, bound = _plan(parser, values)
         found = comparison.compare(plan, local_steps, optimizer)
         if output and os.path.isdir(output):  # matplotlib would write a file named '.png' there
             raise ValueError(f'{output=} is a folder; name a file, such as plan.png.')
@@ -74,29 +68,75 @@ def main(argv: list[str] | None = None) -> int:
                 planner.draw(plan, output)
     except (ValueError, OSError, RuntimeError) as error:  # the last is JAX's, of a network
         parser.exit(2, f'plan: {" ".join(str(error).split())}\n')
-    if link is not None and jax.process_index() > 0:
+    if measured and jax.process_index() > 0:
         return 0
-    print(
-        'A worker is what lies on one side of the slow line: a rack, a node or a GPU. '
-        f'Here there are {plan.workers}.\n'
-        + (
-            f'Each has {plan.gpus_per_link} GPUs. "Sent" is what leaves the link that they share.\n'
-            if plan.gpus_per_link > 1
-            else 'If several GPUs share a link, pass --gpus-per-link, and count links as --workers.\n'
-        )
-    )
-    if link is not None:
-        print(f'{link.describe()}\n')
-    if device is not None and flops is not None:
-        print(
-            f'At its peak ({device.source}) {device.title} computes a step in {1e3 * plan.step_time:.2f} ms. '
-            'That is a bound, not a prediction: the longer it takes, the less compression gains.\n'
-        )
-        told = 'No advice without a measured --step-time: at its peak, a device makes any network look slow.'
-    else:
-        told = comparison.advice(plan, found)
-    print(comparison.table(plan, found), '', _HIDDEN, '', told, sep='\n')
+    told = _NO_ADVICE if bound else advice.advise(plan, found, optimizer)
+    print(*notes, comparison.table(plan, found), _NOTES, told, sep='\n\n')
     return 0
+
+
+def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[str], bool]:
+    """The plan that the flags describe, what to say of it, and whether its step is but a bound."""
+    name, flops, utilisation, measured, dense_step = (
+        values.pop(flag) for flag in ('device', 'flops', 'utilisation', 'measure', 'dense_step')
+    )
+    place = [values.pop(flag) for flag in _PLACE]
+    for flag, given, needed, there in (
+        ('--flops', flops is not None, '--device', name is not None),
+        ('--utilisation', utilisation is not None, '--flops', flops is not None),
+        ('/'.join(map(_flag, _PLACE)), any(value is not None for value in place), '--measure', measured),
+    ):
+        if given and not there:
+            raise ValueError(f'{flag} has no effect without {needed}.')
+    if dense_step is not None and values['overlap']:
+        raise ValueError('--dense-step and --overlap exclude each other: the step says what is hidden.')
+    device = None if name is None else get_device(name)
+    for field in ('params', 'memory'):
+        values[field] = values[field] and planner.parse_size(values[field])
+    link = _measured(values, place) if measured else None
+    if device is not None:
+        _bound(values, device, flops, utilisation)
+    if values['latency'] is None:
+        values['latency'] = planner.Plan.latency
+    if missing := [_flag(field) for field in values if values[field] is None]:
+        parser.error(f'the following arguments are required: {", ".join(missing)}')
+    plan = planner.Plan(**values | {'bandwidth': planner.parse_bandwidth(values['bandwidth'])})
+    notes = [_workers(plan)] + ([link.describe()] if link is not None else [])
+    if device is not None and flops is not None:
+        notes.append(_estimate(plan, device, utilisation))
+    if dense_step is not None:
+        plan = dataclasses.replace(plan, overlap=plan.hidden(dense_step))
+        notes.append(_hidden(plan, dense_step))
+    return plan, notes, device is not None and flops is not None and utilisation is None
+
+
+def _workers(plan: planner.Plan) -> str:
+    return (
+        'A worker is what lies on one side of the slow line: a rack, a node or a GPU. '
+        f'Here there are {plan.workers}. '
+    ) + (
+        f'Each has {plan.gpus_per_link} GPUs. "Sent" is what leaves the link that they share.'
+        if plan.gpus_per_link > 1
+        else 'If several GPUs share a link, pass `--gpus-per-link`, and count links as `--workers`.'
+    )
+
+
+def _estimate(plan: planner.Plan, device: Device, utilisation: float | None) -> str:
+    told = f'({device.source}) {device.title} computes a step in {1e3 * plan.step_time:.2f} ms. '
+    if utilisation is None:
+        more = 'That is a bound, not a prediction: the longer it takes, the less compression gains.'
+        return f'At its peak {told}{more}'
+    return f'At {100 * utilisation:g} % of its peak {told}Your own step decides: pass `--step-time`.'
+
+
+def _hidden(plan: planner.Plan, dense_step: float) -> str:
+    told = f'Your dense step of {1e3 * dense_step:.2f} ms hides {100 * plan.overlap:.0f} % of the all-reduce.'
+    if dense_step > plan.dense_step() * 1.1:
+        told += (
+            f' Without overlap it should take {1e3 * plan.dense_step():.2f} ms: the line is slower than '
+            '`--bandwidth` says, which `--measure` finds out.'
+        )
+    return told
 
 
 def _parser() -> _Parser:
@@ -111,7 +151,7 @@ def _parser() -> _Parser:
         if field.type is bool:
             parser.add_argument(*names, action='store_true', help=_HELP[field.name])
             continue
-        kind = str if field.name == 'bandwidth' else field.type
+        kind = str if field.name in ('params', 'memory', 'bandwidth') else field.type
         default = None if field.default is dataclasses.MISSING else field.default
         text = _HELP[field.name] + ('' if default is None else f' (default: {default:g})')
         # `main` sets the default of latency last: what is measured, or a vendor's, comes before it.
@@ -132,9 +172,19 @@ def _parser() -> _Parser:
     parser.add_argument('--output', help='PNG file for a plot of the speed-up')
     parser.add_argument(
         '--device',
-        help=f'takes the peak rates of {", ".join(DEVICES)} for what is not measured',
+        help=f'takes the peak rates and the memory of {", ".join(DEVICES)} for what is not given',
     )
     parser.add_argument('--flops', type=float, help=_FLOPS)
+    parser.add_argument(
+        '--utilisation',
+        type=float,
+        help='share of the peak that training reaches, for --flops: mostly 0.2 to 0.5',
+    )
+    parser.add_argument(
+        *_spellings('dense_step'),
+        type=float,
+        help='measured seconds of a dense step with all workers, from which --overlap follows',
+    )
     parser.add_argument(
         '--measure', action='store_true', help='times the link between the running processes, or devices'
     )
@@ -143,8 +193,12 @@ def _parser() -> _Parser:
     return parser
 
 
+def _flag(name: str) -> str:
+    return f'--{name.replace("_", "-")}'
+
+
 def _spellings(name: str) -> dict[str, None]:
-    return dict.fromkeys((f'--{name.replace("_", "-")}', f'--{name}'))
+    return dict.fromkeys((_flag(name), f'--{name}'))
 
 
 def _measured(values: dict[str, Any], place: list[Any]) -> measure.Link:
@@ -159,12 +213,14 @@ def _measured(values: dict[str, Any], place: list[Any]) -> measure.Link:
     return link
 
 
-def _bound(values: dict[str, Any], device: Device, flops: float | None) -> None:
-    """Fills in what is not given: the least time that a step can take on the device, and its own link."""
+def _bound(values: dict[str, Any], device: Device, flops: float | None, utilisation: float | None) -> None:
+    """Fills in what is not given: the time of a step by the device's peak, its own link and its memory."""
     if flops is not None:
         if values['step_time'] is not None:
             raise ValueError('--step-time and --flops exclude each other: what is measured needs no bound.')
-        values['step_time'] = device.step_time(values['params'] or 0, flops)
+        share = 1.0 if utilisation is None else utilisation
+        values['step_time'] = device.step_time(values['params'] or 0, flops, share)
+    values['memory'] = values['memory'] or device.capacity
     if values['bandwidth'] is None and device.link is not None:
         values['bandwidth'] = str(device.link)
         values['latency'] = values['latency'] or 0.0  # of which vendors say nothing

@@ -1,0 +1,74 @@
+"""docs/decide.md and docs/plans.md say what the planner does, number for number."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from def_jax.tools.planner import Plan, advice, comparison
+from def_jax.tools.planner.program import main
+
+DOCS = Path(__file__).parents[2] / 'docs'
+
+
+def test_the_page_that_decides_says_what_the_planner_does():
+    decide, diloco = (
+        ' '.join((DOCS / page).read_text().split()) for page in ('decide.md', 'how_to/from_diloco.md')
+    )
+    trained, (least, *_) = advice.TRAINED, comparison.COMPRESSIONS
+    seen = f'DEF has seen {trained["DEF-Q"] / 1e6:g} M, DEF-Q {advice.DEF_Q_ITSELF / 1e6:g} M'
+    billions = {family: f'{params / 1e9:g}' for family, params in trained.items()}
+    careful = f'from {advice.CAREFUL / 1e6:g} M parameters on'
+    limit = float(f'{advice.REACH * trained["DEF-Q"]:.1g}')
+    for words in (
+        f'| more than about {limit / 1e6:g} M parameters |',
+        f'(used up to {billions["DiLoCo"]} billion; streaming, {billions["Streaming DiLoCo"]})',
+        f'(up to {billions["PowerSGD"]}; not with FSDP inside a worker). {seen}: compare '
+        f"`def_adamw(lr, {least}, 'workers')`",
+        f"`def_adamw(lr, {comparison.KNOWN}, 'workers')`, {least} {careful}",
+        f'{careful}, DEF-Q is offered at {least} alone',
+        f'within a tenth of the fastest, as long as it is {advice.WORTH:g} times as fast as dense',
+        f'more than {1 / (advice.WORTH - 1):.0f} times as long, nothing can make it {advice.WORTH:g} times',
+    ):
+        assert words in decide, words
+    assert (
+        f'above about {limit / 1e6:g} M parameters**: it has been used up to {billions["DiLoCo"]} billion'
+        in diloco
+    )
+    assert advice.NEAR == 0.9 and f'{seen}.' in diloco
+
+
+def test_the_tables_of_the_page_that_decides():
+    decide = ' '.join((DOCS / 'decide.md').read_text().split())
+    for gbits in (1, 10, 25, 100, 400):
+        seconds = Plan(1e9, 1, gbits * 1e9, workers=16, latency=0.0).all_reduce(1e9, 2)
+        assert f'| {gbits} Gbit/s | {seconds:g} | {seconds / (advice.WORTH - 1):g} |' in decide
+    for family, copies in comparison.COPIES.items():
+        assert f'| {family} | {4 * copies["sgd"]} | {4 * copies["adamw"]} |' in decide
+    nodes = Plan(7e9, 3, 1e11, workers=16, gpus_per_link=8, fsdp=True)
+    inside, over_all, def_q, *_ = (each.memory / 1e9 for each in comparison.compare(nodes))
+    held = f'takes {over_all:g} GB over all 128 devices and {inside:g} GB inside a node of 8'
+    assert f'{held}, DEF-Q there {def_q:g} GB' in decide
+
+
+@pytest.mark.parametrize(
+    ('title', 'words'),
+    [
+        ('7 B', r'Start with DiLoCo, H = 50.*`enable_diloco=true`.*To compare DEF-Q, compression 16'),
+        ('ResNet-50', r'hides 81 %.*Dense is best.*Change nothing.*Start with DEF-Q, compression 16'),
+        ('1.3 B', r'Start with DiLoCo, H = 50.*Streaming DiLoCo.*`enable_diloco=true`.*To compare DEF-Q'),
+        ('300 M', r'This is not for home users.*Start with DiLoCo, H = 200'),
+    ],
+)
+def test_the_answers_for_four_clusters(title, words):
+    """The page holds what the program prints: `python -m experiments numbers` writes it."""
+    section = (DOCS / 'plans.md').read_text().partition(f'## {title}')[2].partition('\n## ')[0]
+    assert re.search(words, ' '.join(section.split()))
+
+
+def test_seven_billion_parameters_stay_dense_if_most_is_hidden(capsys):
+    page = (DOCS / 'plans.md').read_text()
+    command = re.search(r'def_jax\.plan (--params=7B .*?)\n```', page, re.DOTALL)[1].replace('\\', ' ')
+    assert '(`--overlap=0.9`), it is not' in page
+    assert main([*command.split(), '--overlap=0.9']) == 0
+    assert 'Dense is best' in capsys.readouterr().out
