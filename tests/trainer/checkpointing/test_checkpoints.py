@@ -106,6 +106,19 @@ def test_a_result_is_of_a_run_whose_last_checkpoint_is_complete(recorded, tmp_pa
     assert not (tmp_path / 'run' / 'result.json').exists()
 
 
+def test_a_checkpoint_is_not_complete_before_its_name_would_survive_a_power_cut(
+    recorded, tmp_path, monkeypatch
+):
+    """The folder is synced once the new name is in it, and before what it replaces is removed."""
+    seen = []
+    folder = tmp_path / 'checkpoints'
+    monkeypatch.setattr(checkpoints, 'sync', lambda path: seen.append((path, sorted(os.listdir(path)))))
+    fixtures.save(tmp_path, recorded, 5)
+    assert seen == [(folder, ['5'])]
+    fixtures.save(tmp_path, recorded, 5)  # as where the first is damaged
+    assert seen[1:] == [(folder, ['5', '5.replaced'])] and os.listdir(folder) == ['5']
+
+
 def test_a_damaged_result_is_made_again(recorded, tmp_path):
     folder = shutil.copytree(recorded.folder, tmp_path / 'run')
     (folder / 'result.json').write_text('{"status": "fini')
