@@ -294,11 +294,26 @@ def test_a_step_that_failed_is_repeated_and_what_was_given_up_or_damaged_goes_no
     assert repeated.endswith('repeated: process 1: planned')
     assert 'process 2 died, 3 -> 2 workers' in died and 'process 2 joined' in joined
     third.kill()
-    third = three.start(2, 'flip=1')
+    third = three.start(2, 'flip=0')
     for index, process in ((2, third), (1, second), (0, first)):
         assert process.wait(timeout=HANGS) != 0, three.told()
         log = (three.folder / f'{index}.log').read_text()
-        assert 'parameters differ among processes 0, 1, 2. End all.' in log
+        assert 'should have alike, differ among processes 0, 1, 2.' in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dies', [False, True])
+def test_what_somebody_changed_for_one_is_not_saved_and_the_others_do_not_go_on_with_it(three, dies):
+    """All end before the next checkpoint, or when they meet again after a death."""
+    plan = ('checkpoint=0', 'look=0') if dies else ()
+    first, second = three.start(0, *plan), three.start(1, *plan, 'flip=25')
+    third = three.start(2, *plan, *(['die=step:40'] if dies else []))
+    for index, process in enumerate([first, second] if dies else [first, second, third]):
+        assert process.wait(timeout=HANGS) != 0, three.told()
+        assert 'This state was not saved.' in (three.folder / f'{index}.log').read_text()
+    if not dies:
+        with np.load(three.folder / 'checkpoint.npz') as saved:
+            assert saved['step'] == 20
 
 
 @pytest.mark.slow

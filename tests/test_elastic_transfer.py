@@ -28,13 +28,14 @@ from def_jax.state.regrouping import regroup, released
         ([1.5, 2.25, 4.0], 'bfloat16'),
         ([True, False, False], 'bool'),
         ([False, False, True], 'bool'),
-        ([20_000_001, 20_000_001, 0], 'int32'),
+        ([20_000_001, 20_000_003, 0], 'int32'),
     ],
 )
-def test_all_get_the_mean_of_floats_a_count_and_whether_any_has_a_flag(values, dtype):
+def test_all_get_the_mean_of_floats_the_greatest_count_and_whether_any_has_a_flag(values, dtype):
     """Of NumPy's arrays, of JAX's, and of those who live, the first two of three workers."""
     rows = jnp.array(values, dtype)
-    expected = rows[0] if 'int' in dtype else rows[:2].astype(jnp.float32).mean().astype(rows.dtype)
+    mean = rows[:2].astype(jnp.float32).mean().astype(rows.dtype)
+    expected = rows[:2].max() if 'int' in dtype else mean
     state, own = {'step': jnp.int32(7), 'own': rows[:2]}, {'step': False, 'own': True}
     for arrays in (state, jax.tree.map(np.asarray, state)):
         regrouped = regroup(arrays, own, (2,), (3,))
@@ -105,6 +106,32 @@ def test_a_team_whose_workers_are_several_devices_trains_like_spmd(live_devices)
         team.fetch(),
         (x, released(state)),
     )
+
+
+@pytest.mark.usefixtures('live_devices')
+def test_a_copy_that_somebody_changed_is_not_saved():
+    """The collectives do not look at it: the others' copies would go on."""
+    optimizer = def_jax.error_feedback(def_jax.random_block(4), 'workers', inner=optax.sgd(0.1))
+    team = elastic.Team(optimizer, {'w': np.ones(8, np.float32)}, workers=2, note=lambda line: None)
+
+    def train(dist, params, opt_state, x):
+        return params, opt_state, ()
+
+    def batch(step, workers, num_workers):
+        return np.zeros((2, 1), np.float32)
+
+    team.run(train, batch)
+    team.fetch()
+    params = team._state[0]
+    w = params['w']
+    first, second = (shard.data for shard in w.addressable_shards)
+    params['w'] = jax.make_array_from_single_device_arrays(w.shape, w.sharding, [first, second.at[3].add(1)])
+    with pytest.raises(elastic.DifferError, match=r'step 1: parameters, or .* differ .* was not saved'):
+        team.fetch()
+    params['w'] = w
+    team._ask = lambda group, call: roll_call.Answers({}, {0: 'secret'})  # nor do they agree with a stranger
+    with pytest.raises(elastic.DifferError):
+        team._agree(team._group, 1, (), ())
 
 
 def test_who_comes_after_the_last_step_has_nothing_to_join(live_devices):

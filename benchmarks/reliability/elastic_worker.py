@@ -8,8 +8,10 @@
 
 With `die=WHERE:N` the process kills itself at the N-th step, look or trace of the program, or while the first
 process writes the N-th checkpoint; with `freeze=WHERE:N` it stops there until SIGCONT. With `fail=N`, what it
-computed at the N-th step is lost, as by a collective that fails for it alone. With `late=N` it comes to the
-end of the N-th step's meeting only when FOLDER/go is there. The other keys are in `PLAN`.
+computed at the N-th step is lost, as by a collective that fails for it alone. With `flip=N`, its parameters
+change after the N-th step, as by who changes what it receives; with 0, in what it is given as it joins. With
+`late=N` it comes to the end of the N-th step's meeting only when FOLDER/go is there. The other keys are in
+`PLAN`.
 """
 
 import functools
@@ -31,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 
 import def_jax
 from def_jax import elastic
-from def_jax.elastic import service
+from def_jax.elastic import service, transfer
 from def_jax.elastic.service import LAUNCHED
 
 RATIO, RATE, BATCH, TRAINED, HIDDEN = 16, 0.1, 112, 1000, 256
@@ -41,8 +43,8 @@ PLAN = {
     **{'heartbeat': 10, 'pause': 0.0},  # seconds: of silence before a death, after each step
     **{'die': '', 'freeze': '', 'fail': 0, 'late': 0},
     'answer': 30,  # seconds within which those who meet answer each other
-    # What a process has that the others have not: a dtype; a bit that flips in what it is given.
-    **{'dtype': 'float32', 'flip': 0},
+    # What a process has that the others have not: a dtype; parameters that change.
+    **{'dtype': 'float32', 'flip': -1},
 }
 FOLDER, ADDRESS = Path(sys.argv[1]), os.environ[LAUNCHED[0]]
 COUNT, INDEX = (int(os.environ[name]) for name in LAUNCHED[1:])
@@ -112,7 +114,7 @@ def joined():
     write(connected=True)
     params, opt_state, step = restored(optimizer)
     params['out'] = params['out'].astype(jnp.dtype(plan['dtype']))
-    return Team(
+    team = Team(
         optimizer,
         params,
         opt_state,
@@ -124,23 +126,36 @@ def joined():
         patience=plan['patience'],
         note=lambda line: write(note=line),
     )
+    if plan['flip'] == 0:
+        team._places = Damaged(*team._places)
+    return team
 
 
-class Team(elastic.Team):
-    """A team in which a step may fail for this process, or what it is given arrive damaged."""
+class Damaged(transfer.Places):
+    """Where a newcomer's parameters arrive damaged."""
 
-    def _give(self, group):
-        give = super()._give(group)
+    def giving(self, group):
+        give = super().giving(group)
 
         def damaged(*arguments):
             params, opt_state = give(*arguments)
             return params | {'out': params['out'].at[3, 5].add(1e-3)}, opt_state
 
-        return damaged if plan['flip'] else give
+        return damaged
+
+
+class Team(elastic.Team):
+    """A team in which a step may fail for this process, or change what it alone has."""
 
     def _computed(self, *arguments):
         done = super()._computed(*arguments)
         counts['done'] += done is not None
+        if done is not None and plan['flip'] == counts['done']:
+            (params, opt_state), results = done
+            x = params['out']
+            parts = [jax.device_put(shard.data + 1e-3, shard.device) for shard in x.addressable_shards]
+            x = jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
+            done = (params | {'out': x}, opt_state), results
         if done is not None and plan['fail'] == counts['done']:
             raise jax.errors.JaxRuntimeError('planned')
         if done is not None and plan['late'] == counts['done']:

@@ -9,7 +9,23 @@ with gloo on CPUs. Process 0 runs the coordination service, and its death ends a
 """
 
 from def_jax.elastic.group import SHARD_AXIS
-from def_jax.elastic.service import FailedError, GivenUpError, RefusedError, TooFewError, initialize
+from def_jax.elastic.service import (
+    DifferError,
+    FailedError,
+    GivenUpError,
+    RefusedError,
+    TooFewError,
+    initialize,
+)
 from def_jax.elastic.team import Team
 
-__all__ = ['SHARD_AXIS', 'FailedError', 'GivenUpError', 'RefusedError', 'Team', 'TooFewError', 'initialize']
+__all__ = [
+    'SHARD_AXIS',
+    'DifferError',
+    'FailedError',
+    'GivenUpError',
+    'RefusedError',
+    'Team',
+    'TooFewError',
+    'initialize',
+]

@@ -1,7 +1,8 @@
 """What processes tell each other before they exchange arrays, and the proof that each knows the secret.
 
 Everything here travels through the coordination service's key-value store, so a process that runs something
-else, or that nobody invited, is given no state. The connections of the collectives themselves prove nothing.
+else, or that nobody invited, is given no state. The connections of the collectives themselves prove nothing:
+who reaches them can change what they carry. So checksums of what all should have alike are compared here.
 """
 
 import hashlib
@@ -9,7 +10,6 @@ import hmac
 import json
 import os
 import secrets
-import zlib
 from typing import NamedTuple
 
 import jax
@@ -33,7 +33,7 @@ class Call(NamedTuple):
     trained: bool  # whether it has made a step with the others
     step: int
     trains: bool  # whether it is about to make one
-    sums: list[list[int]]  # checksums of the replicated values, by its workers and their devices
+    sums: list[list[str]]  # SHA-256 of the replicated values, by its workers and their devices
     identity: Identity
     gives_up: bool = False  # there were too few for too long
 
@@ -73,13 +73,17 @@ def identity_of(
     return {name: hashlib.sha256(part.encode()).hexdigest() for name, part in parts.items()}
 
 
-def replica_sums(group: Group, state: PyTree, owns: PyTree) -> list[list[int]]:
-    """Checksums of the replicated values on each device of this process, a row a worker."""
-    sums = dict.fromkeys(group.local, 0)
+def replica_sums(group: Group, state: PyTree, owns: PyTree) -> list[list[str]]:
+    """Checksums of the replicated values on each device of this process, a row a worker.
+
+    Of SHA-256: whoever changes what the processes exchange could choose a change that a CRC does not see.
+    """
+    sums = {device: hashlib.sha256() for device in group.local}
     for x, own in zip(jax.tree.leaves(state), jax.tree.leaves(owns), strict=True):
         for shard in () if own else x.addressable_shards:
-            sums[shard.device] = zlib.crc32(np.asarray(shard.data).tobytes(), sums[shard.device])
-    return np.array(list(sums.values())).reshape(len(group.rows), -1).tolist()
+            sums[shard.device].update(np.asarray(shard.data).tobytes())
+    found = [digest.hexdigest() for digest in sums.values()]
+    return np.array(found).reshape(len(group.rows), -1).tolist()
 
 
 class Answers(NamedTuple):

@@ -18,6 +18,7 @@ from def_jax.elastic.network import gloo_listens_on, listening_address, own_addr
 __all__ = [
     'LAUNCHED',
     'DiedError',
+    'DifferError',
     'FailedError',
     'GivenUpError',
     'RefusedError',
@@ -52,6 +53,10 @@ class DiedError(RuntimeError):
     """Somebody died in a meeting; what was computed there counts for nobody."""
 
 
+class DifferError(RuntimeError):
+    """What all processes should have alike differs between them; none may save it."""
+
+
 class FailedError(RuntimeError):
     """A meeting failed for somebody, though nobody died; what was computed there counts for nobody."""
 
@@ -75,9 +80,10 @@ def initialize(
 ) -> None:
     """Joins or rejoins the other processes; call it before JAX initializes its devices.
 
-    Nothing on these connections is authenticated or encrypted, so they need a network that can be trusted.
-    Process 0 listens at `address`, and gloo at the address from which a process reaches it: with 127.0.0.1,
-    no other machine can connect, but every user of this one.
+    Nothing on these connections is authenticated or encrypted: who reaches them can read and change what is
+    exchanged, so they need a network that can be trusted. Process 0 listens at `address`, and gloo at the
+    address from which a process reaches it: with 127.0.0.1, no other machine can connect, but every user of
+    this one. `python -m def_jax.launch --private` gives processes a network of their own.
 
     Args:
         address: host:port of process 0; like the next two, set by `python -m def_jax.launch` by default.

@@ -1,7 +1,6 @@
 """The workers of all live processes as one."""
 
 import contextlib
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable
@@ -16,9 +15,10 @@ from jax.sharding import PartitionSpec as P
 
 from def_jax.elastic import transfer
 from def_jax.elastic.group import Group, Incarnations, changes, divided, everywhere, grouped, name_of, names
-from def_jax.elastic.roll_call import Call, RollCall, identity_of, replica_sums
+from def_jax.elastic.roll_call import Answers, Call, RollCall, identity_of, replica_sums
 from def_jax.elastic.service import (
     DiedError,
+    DifferError,
     FailedError,
     GivenUpError,
     RefusedError,
@@ -34,7 +34,7 @@ from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
 from def_jax.sharding import Spmd, spmd
 from def_jax.state.ownership import abstract_state, link_states, own_leaves, state_specs
-from def_jax.state.regrouping import num_stacked, regroup, released
+from def_jax.state.regrouping import released
 from def_jax.state.specs import tree_of_specs
 
 __all__ = ['Team']
@@ -73,7 +73,8 @@ class Team:
             checksum. Versions, shapes and dtypes are compared without it.
         secret: what a process must know to be given the state; None for the environment variable
             DEF_JAX_SECRET. It does not cover the arrays on their way, which who reaches the connections can
-            read and change.
+            read and change; with it, what all should have alike is compared when others come or die, and in
+            `fetch`.
         note: called with a line about each death and each return.
 
     Raises:
@@ -113,14 +114,15 @@ class Team:
         self._specs = tree_of_specs(param_specs, params, axis_name)
         self._workers, self.min_workers, self._patience, self._note = workers, min_workers, patience, note
         self._own = own_leaves(optimizer, params)
-        self._owns = jax.tree.map(lambda _: False, params), self._own
-        self._state_specs = self._specs, state_specs(optimizer, params, self._specs, axis_name)
+        owns = jax.tree.map(lambda _: False, params), self._own
+        state_places = state_specs(optimizer, params, self._specs, axis_name)
+        self._places = transfer.Places(owns, (self._specs, state_places))
         self._refused, self._closes = '', False
         self._refuses: Group | None = None
         self._first = params, opt_state
         self._ask = RollCall(secret)
         layout = f'{workers} of {shards}, {axis_name!r}'
-        self._identity = identity_of(identity, optimizer, self._first, self._owns, layout)
+        self._identity = identity_of(identity, optimizer, self._first, owns, layout)
         self._state: tuple[PyTree, PyTree] | None = None  # after the last step that all have done
         self._admitted: Group | None = None  # who did it; the state is on this group's mesh
         self._group: Group | None = None  # who lives now
@@ -153,7 +155,7 @@ class Team:
                 workers, all of one size at every step, one worker after the other along the leading axis.
 
         Raises:
-            FailedError, GivenUpError, RefusedError, TooFewError: see there.
+            DifferError, FailedError, GivenUpError, RefusedError, TooFewError: see there.
         """
         before = self.num_workers
         self._state, (results, norms) = self._together(function, batch, trains=True)
@@ -176,7 +178,11 @@ class Team:
         return self._together(function, batch or (lambda *_: ()), trains=False)[1]
 
     def fetch(self) -> tuple[PyTree, PyTree]:
-        """Parameters and stacked state as NumPy arrays in every process, for a checkpoint."""
+        """Parameters and stacked state as NumPy arrays in every process, for a checkpoint.
+
+        Raises:
+            DifferError: in all, if they have not the same bits on all devices; and as `run`.
+        """
         return self.look(_all)
 
     def close(self) -> None:
@@ -277,12 +283,10 @@ class Team:
         before = self._admitted
         if before is group:
             return _Joined(group, self.step, self._state)
-        if before is not None and set(group.incarnations) <= set(before.incarnations):
-            return _Joined(group, self.step, self._moved(group))  # survivors among themselves
         if group is self._refuses:
             return None
         state = self._first_state(group) if self._state is None else self._moved(group)
-        sums = replica_sums(group, state, self._owns)
+        sums = replica_sums(group, state, self._places.owns)
         found = self._ask(group, Call(before is not None, self.step, trains, sums, self._identity))
         if found.refused:
             self._refuses = group  # until the refused are dead
@@ -290,7 +294,9 @@ class Team:
             reason = ', or another '.join(sorted(set(found.refused.values())))
             self._say(f'{names(found.refused)} refused: another {reason}')
             return None
-        self._compare(group, [found.calls[process].sums for process in found.valid])
+        self._compare(found, found.valid)
+        if before is not None and set(group.incarnations) <= set(before.incarnations):
+            return _Joined(group, self.step, state)  # survivors among themselves
         leader, valid = found.leader, np.isin(group.processes, found.valid)
         step = found.calls[leader].step
         if not found.calls[leader].trains:  # newcomers wait for a step of training
@@ -312,11 +318,17 @@ class Team:
         self._refused = found.refused.get(jax.process_index(), '')
         return any(each.gives_up for each in found.calls.values())
 
-    def _compare(self, group: Group, sums: Iterable[list[list[int]]]) -> None:
-        """Raises RuntimeError unless all workers have the same replicated values."""
-        if len({tuple(row) for rows in sums for row in rows}) > 1:
-            raise RuntimeError(
-                f'step {self.step}: parameters differ among {names(group.processes)}. End all.'
+    def _agree(self, group: Group, step: int, state: PyTree, owns: PyTree) -> None:
+        """Raises DifferError in all unless the replicated leaves of a state have the same bits everywhere."""
+        call = Call(True, step, False, replica_sums(group, state, owns), self._identity)
+        self._compare(self._ask(group, call), group.processes)
+
+    def _compare(self, found: Answers, processes: Iterable[int]) -> None:
+        if found.refused or len({tuple(row) for one in processes for row in found.calls[one].sums}) > 1:
+            raise DifferError(
+                f'step {self.step}: parameters, or optimizer state that all should have alike, differ among '
+                f'{names(processes)}. Somebody may have changed what they exchange, or a device failed. '
+                'This state was not saved. End all, and begin at the last checkpoint.'
             )
 
     def _first_state(self, group: Group) -> tuple[PyTree, PyTree]:
@@ -325,38 +337,12 @@ class Team:
         if opt_state is None:
             opt_state = self._optimizer.init(jax.tree.map(jnp.asarray, params))
             opt_state = jax.tree.map(lambda x, own: x[None] if own else x, opt_state, self._own)
-        before = num_stacked(opt_state, self._own, group.num_workers)
-        state = jax.tree.map(np.asarray, (params, opt_state))
-        state = regroup(state, self._owns, (before,), (group.num_workers,))
-
-        def place(x, spec):
-            return jax.make_array_from_callback(x.shape, group.sharding(*spec), lambda index: x[index])
-
-        return jax.tree.map(place, state, self._state_specs)
+        return self._places.first((params, opt_state), group)
 
     def _moved(self, group: Group) -> tuple[PyTree, PyTree]:
         """This process's part of the state on another mesh."""
         assert self._admitted is not None
-        places = self._admitted.local
-
-        def move(x, own, spec):
-            parts = {shard.device: shard.data for shard in x.addressable_shards}
-            arrays = [jax.device_put(parts[old], new) for old, new in zip(places, group.local, strict=True)]
-            shape = (group.num_workers, *x.shape[1:]) if own else x.shape
-            return jax.make_array_from_single_device_arrays(shape, group.sharding(*spec), arrays)
-
-        return jax.tree.map(move, self._state, self._owns, self._state_specs)
-
-    def _give(self, group: Group) -> Callable:
-        """Maps what `_Joined` has to receive, and the state, to the state that all have."""
-        axis, specs = P(self._axis), self._state_specs
-        return jax.shard_map(
-            functools.partial(transfer.give, owns=self._owns, axis=self._axis),
-            mesh=group.dist.mesh,
-            in_specs=(axis, axis, specs),
-            out_specs=specs,
-            check_vma=False,
-        )
+        return self._places.moved(self._state, self._admitted, group)
 
     # --- What they compute ---
 
@@ -377,16 +363,17 @@ class Team:
         if function not in programs:
             # In a meeting of its own: others that are faster would wait for a collective, and give up.
             if joined.receive:
-                give = jax.jit(self._give(group)).lower(*joined.receive, joined.state)
+                give = jax.jit(self._places.giving(group)).lower(*joined.receive, joined.state)
                 programs[transfer.give] = give.compile()
             step = train if trains else look
             programs[function] = jax.jit(step).lower(params, opt_state, batch).compile()
             return None
         if joined.receive:
             params, opt_state = given = programs[transfer.give](*joined.receive, joined.state)
-            call = Call(True, joined.step, trains, replica_sums(group, given, self._owns), self._identity)
-            self._compare(group, [call.sums for call in self._ask(group, call).calls.values()])
+            self._agree(group, joined.step, given, self._places.owns)
         after, results = jax.block_until_ready(programs[function](params, opt_state, batch))
+        if function is _all:  # what a checkpoint will hold
+            self._agree(group, joined.step, results, jax.tree.map(lambda _: False, results))
         return after, jax.tree.map(Group.fetched, results)
 
     def _compiled(self, group: Group) -> dict[Any, Callable]:

@@ -8,6 +8,11 @@ that doubles with each death. Process 0 runs JAX's coordination service: when it
 continue from their last checkpoint; with `--together`, for a run that is not elastic, when any of them dies.
 A process that ends by itself, with an exit code of `train.py --help` other than 6, is not restarted.
 
+127.0.0.1, where processes meet, is open to every user of a machine, who can read and change what they
+exchange. With `--private`, all run in a network namespace of their own, on Linux: nobody else reaches them,
+and they reach nothing else, so data have to be there. They see themselves as root, with the rights of who
+started them.
+
 SIGINT, SIGTERM and SIGHUP are passed on to all, and nothing is restarted after one. The exit code is 0, or
 the first other one of a process that was given up or ended before process 0: 128 + N if signal N ended it.
 """
@@ -26,6 +31,7 @@ from collections.abc import Callable, Sequence
 from def_jax.elastic.network import free_address
 from def_jax.elastic.roll_call import SECRET
 from def_jax.elastic.service import LAUNCHED
+from def_jax.tools import private_network
 
 __all__ = ['Launcher', 'die_with_parent', 'main']
 
@@ -262,12 +268,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--together', action='store_true', help='restart all when one dies: for runs that are not elastic'
     )
+    parser.add_argument(
+        '--private', action='store_true', help='in a network of their own, which no other user reaches'
+    )
     parser.add_argument('--log', help='write the output of process I to LOG-I.log')
     parser.add_argument('command', nargs=argparse.REMAINDER, help='the program and its flags')
     given = parser.parse_args(arguments)
     given.command = given.command[given.command[:1] == ['--'] :]
     if given.processes < 1 or not given.command:
         parser.error('--processes must be at least 1, and a command must follow, e.g. python train.py …')
+    if given.private:
+        own = sys.argv[1:] if arguments is None else arguments
+        try:
+            network = private_network.enter([sys.executable, '-m', 'def_jax.launch', *own])
+        except private_network.NoNetworkError as error:
+            print(f'launch: {error}', file=sys.stderr)
+            return 2
+        _print(f'the processes have a network of their own, {network}, with 127.0.0.1 and nothing else')
     launcher = Launcher(
         given.command,
         given.processes,

@@ -24,15 +24,21 @@ from def_jax.trainer.data.dataset import Split
 from def_jax.trainer.evaluation import DivergedError, record_of
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.launch import interruption, processes
-from def_jax.trainer.launch.exits import EndedError, LostProcessError
+from def_jax.trainer.launch.exits import EndedError, ExitCode, LostProcessError
 from def_jax.trainer.state import PerWorker, TrainState
 from def_jax.trainer.steps import Steps
 from def_jax.trainer.workers import AXIS, ShardedWorkers, WholeWorkers
 from def_jax.trainer.workers.sharded import shard_spec
 
-__all__ = ['ElasticWorkers', 'first_state', 'variables']
+__all__ = ['ElasticWorkers', 'TeamDiffersError', 'first_state', 'variables']
 
 _STEP, _STOPS = '_step', '_stops'  # beside the examples of a batch
+
+
+class TeamDiffersError(EndedError):
+    """Elastic workers hold different copies of replicated values."""
+
+    exit_code = ExitCode.REPLICAS_DIFFER
 
 
 def first_state(steps: Steps) -> TrainState:
@@ -112,7 +118,7 @@ class ElasticWorkers:
         return record_of(self._experiment.task, self.step, sums) | {'workers': self.team.num_workers}
 
     def state(self) -> TrainState:
-        """Whole, as NumPy arrays; every process must call this."""
+        """Whole, as NumPy arrays; every process must call this, and none gets one on which they differ."""
         params, (statistics, opt_state) = self.team.fetch()
         return TrainState(np.int32(self.step), self._key, params, statistics.state, opt_state)
 
@@ -138,7 +144,10 @@ class ElasticWorkers:
             raise LostProcessError(str(error)) from error
         except elastic.GivenUpError as error:
             raise LostProcessError(str(error)) from error
-        except EndedError:  # in all processes
+        except elastic.DifferError as error:  # in all processes, as the next
+            self.team.close()
+            raise TeamDiffersError(str(error)) from error
+        except EndedError:
             self.team.close()
             raise
         self.team.close()

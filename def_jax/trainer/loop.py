@@ -57,6 +57,7 @@ def train_and_evaluate(
         DivergedError: if a loss becomes NaN or infinite; result.json then says so.
         InterruptedRunError: on SIGTERM, SIGHUP or Ctrl-C, after the state has been saved in a checkpoint.
         ReplicasDifferError: if the check of `config.check_replicas_every` finds copies that differ.
+        TeamDiffersError: if copies of elastic workers differ, after one came or died, or in a checkpoint.
         LostProcessError: if another process has died.
     """
     with processes.naming_the_lost():

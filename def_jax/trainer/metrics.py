@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -133,7 +134,12 @@ class _Board:
 
     def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(exist_ok=True)
-        name = f'events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}'
+        # TensorBoard reads files by name: this one last, also where the clock was set back meanwhile.
+        earlier = (
+            re.match(r'events\.out\.tfevents\.(\d{10}\.\d{6})\.', path.name) for path in folder.iterdir()
+        )
+        after = max((float(found[1]) + 1e-3 for found in earlier if found), default=0)
+        name = f'events.out.tfevents.{max(time.time(), after):.6f}.{socket.gethostname()}'
         self._writer = tensorboardX.RecordWriter(str(folder / name))
         self.close = self._writer.close
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides later steps of earlier files

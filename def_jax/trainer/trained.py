@@ -1,10 +1,11 @@
 """A model's way out: `x.safetensors` and `y.safetensors` in the folder of a run that has ended.
 
 Each holds one point's variables as plain arrays, named like 'params/Dense_0/kernel', which JAX, NumPy and
-PyTorch read alike, and in its metadata what the model is made from.
+PyTorch read alike, and in its metadata what the model is made from, with a checksum of both.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import safetensors
@@ -25,7 +27,7 @@ from def_jax.trainer.experiment import Experiment
 
 __all__ = ['load', 'write']
 
-_SUFFIX, _SEPARATOR = '.safetensors', '/'
+_SUFFIX, _SEPARATOR, _CHECKSUM = '.safetensors', '/', 'sha256'
 
 
 def write(folder: Path, experiment: Experiment, points: Mapping[str, Mapping[str, Any]]) -> None:
@@ -41,6 +43,7 @@ def write(folder: Path, experiment: Experiment, points: Mapping[str, Mapping[str
     }
     metadata = {name: json.dumps(value, default=repr) for name, value in about.items()}
     for point, variables in points.items():
+        metadata['point'] = point
         leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
         arrays = {
             jax.tree_util.keystr(path, simple=True, separator=_SEPARATOR): np.asarray(leaf, order='C')
@@ -49,7 +52,7 @@ def write(folder: Path, experiment: Experiment, points: Mapping[str, Mapping[str
         path = folder / f'{point}{_SUFFIX}'
         partial = path.with_suffix('.partial')
         try:
-            safetensors.numpy.save_file(arrays, partial, {'point': point} | metadata)
+            safetensors.numpy.save_file(arrays, partial, metadata | {_CHECKSUM: _checksum(arrays, metadata)})
             sync(partial)
             os.replace(partial, path)
         except (OSError, safetensors.SafetensorError) as error:
@@ -71,10 +74,12 @@ def load(folder: str | os.PathLike, point: str = 'y') -> tuple[dict[str, Any], A
         raise ValueError(f'{point=} must be one of {", ".join(there)}, which the run in {folder} has.')
     with (
         explained(f'{path} cannot be read', (safetensors.SafetensorError,)),
-        safetensors.safe_open(path, framework='flax') as file,
+        safetensors.safe_open(path, framework='np') as file,
     ):
         metadata = file.metadata()
         arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    if metadata.pop(_CHECKSUM, None) != _checksum(arrays, metadata):  # safetensors has none
+        raise ValueError(f'{path} was changed or damaged. Run its command again, which writes it anew.')
     config = ml_collections.ConfigDict(json.loads(metadata['config']))
     variables: dict[str, Any] = {}
     for name, array in arrays.items():
@@ -82,5 +87,12 @@ def load(folder: str | os.PathLike, point: str = 'y') -> tuple[dict[str, Any], A
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = array
+        node[last] = jnp.asarray(array)
     return variables, parts.make_model(config, json.loads(metadata['model_options']))
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f'{name} {array.dtype} {array.shape} '.encode() + array.tobytes())
+    return digest.hexdigest()

@@ -12,13 +12,14 @@ import training_fixtures as fixtures
 
 import def_jax
 from def_jax.state.ownership import each
+from def_jax.tools import launcher
 from def_jax.trainer import elastic_run, experiment, loop
 from def_jax.trainer.checkpointing import regrouping, workdir
 from def_jax.trainer.checkpointing.checkpoints import Checkpoints
 from def_jax.trainer.data.in_memory import Arrays
 from def_jax.trainer.data.order import train_positions
 from def_jax.trainer.launch import interruption
-from def_jax.trainer.launch.exits import LostProcessError
+from def_jax.trainer.launch.exits import EndedError, ExitCode, LostProcessError
 
 
 def test_the_first_state_is_that_of_any_run(recorded):
@@ -80,6 +81,29 @@ def test_too_few_workers_save_what_they_have(data_dir, tmp_path, monkeypatch):
     assert max(checkpoints.steps()) == 7
     *_, last = fixtures.records(folder)
     assert last['step'] == 7 and len(last['pending']) == 2
+
+
+@pytest.mark.usefixtures('live_devices')
+def test_workers_that_differ_save_nothing_and_are_not_started_again(data_dir, tmp_path, monkeypatch):
+    """The code of the error is one that the launcher takes for an end."""
+    config = fixtures.tiny_config(data_dir, elastic=True, workers_per_device=1)
+    run, folder = experiment.build(config), workdir.claim(tmp_path / 'run', config)
+    team_run = def_jax.elastic.Team.run
+
+    def changed(team, *args):
+        results = team_run(team, *args)
+        kernel = team._state[0]['Dense_0']['kernel']
+        team._state[0]['Dense_0']['kernel'] = fixtures.with_changed_copy(
+            kernel, device=1, change=lambda copy: copy + 1
+        )
+        return results
+
+    monkeypatch.setattr(def_jax.elastic.Team, 'run', changed)
+    with Checkpoints(folder, run) as checkpoints, pytest.raises(EndedError, match='was not saved') as error:
+        console = rich.console.Console(quiet=True)
+        loop._Run(run, folder, checkpoints, console, interruption.Watch()).train_and_evaluate()
+    assert error.value.exit_code == ExitCode.REPLICAS_DIFFER in launcher._ENDED
+    assert not checkpoints.steps()
 
 
 def test_a_last_step_without_its_evaluation_is_for_fixed_workers(data_dir, tmp_path):

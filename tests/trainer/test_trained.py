@@ -74,6 +74,12 @@ def test_what_cannot_be_loaded_is_refused(recorded, tmp_path):
         def_jax.trainer.load(tmp_path)
     with fixtures.refused('x.safetensors cannot be read'):
         def_jax.trainer.load(tmp_path, 'x')
+    for place in (whole.index(b'learning_rate') + 17, len(whole) - 7):  # of the metadata; of an array
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        (tmp_path / 'x.safetensors').write_bytes(changed)
+        with fixtures.refused('x.safetensors was changed or damaged'):
+            def_jax.trainer.load(tmp_path, 'x')
 
 
 def test_a_full_disk_leaves_no_half_file_and_the_run_unfinished(recorded, tmp_path, small_files):

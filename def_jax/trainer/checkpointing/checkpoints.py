@@ -39,6 +39,7 @@ __all__ = ['Checkpoints']
 
 _ARRAYS = 'state'
 _PARTIAL, _REPLACED = '.partial', '.replaced'
+_CENTURY = 100 * 365 * 24 * 3600  # orbax goes by the wall clock, which jumps when a machine wakes or is set
 
 
 class Checkpoints:
@@ -55,7 +56,8 @@ class Checkpoints:
         me = jax.process_index()
         alone = {'primary_host': me, 'active_processes': {me}, 'barrier_sync_key_prefix': str(me)}
         self._checkpointer = ocp.StandardCheckpointer(
-            multiprocessing_options=ocp.options.MultiprocessingOptions(**(alone if self._whole else {}))
+            async_options=ocp.options.AsyncOptions(timeout_secs=_CENTURY),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**(alone if self._whole else {})),
         )
         self._pool = ThreadPoolExecutor(1, 'checkpoint')
         self._commit: tuple[int, Future] | None = None  # the last save, of a step

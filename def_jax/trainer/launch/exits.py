@@ -19,7 +19,7 @@ class ExitCode(enum.IntEnum):
     REFUSED = 2, 'a flag, file or folder cannot be used, or a disk is full; existing files are kept'
     DIVERGED = 3, 'the loss became NaN or infinite'
     STOPPED = 4, 'stopped by SIGTERM, SIGHUP or Ctrl-C; the same command resumes'
-    REPLICAS_DIFFER = 5, 'workers that should agree do not (--config.check_replicas_every)'
+    REPLICAS_DIFFER = 5, 'workers that should agree do not (elastic, or --config.check_replicas_every)'
     PROCESS_LOST = 6, 'another process of the run was lost'
 
 

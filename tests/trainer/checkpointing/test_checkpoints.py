@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import threading
+import time
 import types
 from concurrent import futures
 from unittest import mock
@@ -104,6 +106,32 @@ def test_a_result_is_of_a_run_whose_last_checkpoint_is_complete(recorded, tmp_pa
     with fixtures.refused('no checkpoint could be written'):
         fixtures.train(recorded.config, tmp_path / 'run')
     assert not (tmp_path / 'run' / 'result.json').exists()
+
+
+def test_a_checkpoint_is_not_complete_before_its_name_would_survive_a_power_cut(
+    recorded, tmp_path, monkeypatch
+):
+    """The folder is synced once the new name is in it, and before what it replaces is removed."""
+    seen = []
+    folder = tmp_path / 'checkpoints'
+    monkeypatch.setattr(checkpoints, 'sync', lambda path: seen.append((path, sorted(os.listdir(path)))))
+    fixtures.save(tmp_path, recorded, 5)
+    assert seen == [(folder, ['5'])]
+    fixtures.save(tmp_path, recorded, 5)  # as where the first is damaged
+    assert seen[1:] == [(folder, ['5', '5.replaced'])] and os.listdir(folder) == ['5']
+
+
+def test_a_clock_that_jumps_while_a_checkpoint_is_written_does_not_fail_it(recorded, tmp_path, monkeypatch):
+    """As when a machine that was suspended for days wakes: orbax waits by the wall clock."""
+    now = time.time
+
+    def jumped():
+        waits = sys._getframe(1).f_code.co_name == 'get_remaining_time'
+        return now() + 1e6 * waits
+
+    monkeypatch.setattr(time, 'time', jumped)
+    fixtures.save(tmp_path, recorded, 5)
+    fixtures.assert_restored(tmp_path, recorded, 5)
 
 
 def test_a_damaged_result_is_made_again(recorded, tmp_path):

@@ -54,6 +54,13 @@ def test_augment_makes_every_crop_and_flip(spec, monkeypatch):
     np.testing.assert_allclose(augmented, np.stack(expected), atol=1e-5)
 
 
+def test_how_each_data_set_is_augmented():
+    """A digit's mirror image is another sign; the rest as usual, ImageNet's crops as its files are read."""
+    found = {name: (spec.crop_padding, spec.flip) for name, spec in DATASETS.items()}
+    usual = {'cifar10': (4, True), 'cifar100': (4, True), 'imagenet2012': (0, True)}
+    assert found == usual | {'digits': (1, False)}
+
+
 def test_image_errors():
     message = r"images.dtype=.*, images.shape=.* must be uint8 \[B, 6, 5, 2\] for data set 'toy'"
     for shape, dtype in (((4, 6, 5, 2), np.float32), ((4, 5, 6, 2), np.uint8)):

@@ -74,6 +74,17 @@ def test_workers_are_shared_out_among_processes(monkeypatch):
         ShardedWorkers(owners, 2)
 
 
+def test_rows_of_processes_lie_where_their_devices_do(monkeypatch):
+    """Whose order is the mesh's, not that of the processes."""
+    owners = [mock.Mock(process_index=process) for process in (1, 0, 0, 1)]
+    told = np.array([[[1], [2]], [[0], [3]]])  # of each process, which has found its rows by `rows`
+    monkeypatch.setattr(processes, '_has_peers', lambda: True)
+    monkeypatch.setattr(processes.multihost_utils, 'process_allgather', lambda values: told)
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    assert processes.rows(owners) == [0, 3]
+    assert processes.gather(told[1], owners).tolist() == [[0], [1], [2], [3]]
+
+
 # --- Runs ---
 
 
