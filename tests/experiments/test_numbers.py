@@ -21,10 +21,14 @@ FILLED = MARK.format('difference', '-0.04 [-0.71, +0.62]')
 def test_a_page_of_results_follows_from_its_records(name, tmp_path):
     shutil.copy(RESULTS / name / 'runs.jsonl', tmp_path)
     experiment = importlib.import_module(f'experiments.{name}')
-    pages.write_experiment(experiment.SETTINGS, experiment.PAGE, tmp_path)
+    pages.write_experiment(
+        experiment.SETTINGS, experiment.PAGE, tmp_path, getattr(experiment, 'CURVES', None)
+    )
     for page in (RESULTS / name).glob('*.md'):
         assert page.read_text() == (tmp_path / page.name).read_text()
-    assert (tmp_path / 'differences.png').stat().st_size > 1000
+    drawn = {path.name for path in tmp_path.glob('*.png')}
+    assert drawn == {path.name for path in (RESULTS / name).glob('*.png')}
+    assert all((tmp_path / name).stat().st_size > 1000 for name in drawn)
 
 
 @pytest.mark.parametrize(
