@@ -11,7 +11,7 @@ from def_jax.state.ownership import state_specs
 from def_jax.state.regrouping import stack_state, unstack_state
 from def_jax.traffic.crossing import check
 
-__version__ = '0.4.0'
+__version__ = '0.5.0'
 
 __all__ = [
     'EF21State',

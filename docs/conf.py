@@ -4,7 +4,10 @@ The source folder is the repository, not docs/: the pages under results/, CONTRI
 part of the site, and a relative link works both there and where the repository is browsed.
 """
 
+import inspect
 import os
+import pydoc
+import re
 import sys
 from pathlib import Path
 
@@ -50,6 +53,7 @@ html_title = 'def_jax'
 html_static_path = ['_static']
 html_extra_path = ['_root']
 html_css_files = ['site.css']
+html_favicon = '_static/favicon.svg'
 html_copy_source = False
 html_show_sphinx = False
 
@@ -79,6 +83,23 @@ class ConfigurationKeys(SphinxDirective):
         return self.parse_text_to_nodes('\n'.join(lines))
 
 
+def commands_as_code(app, what, name, obj, options, lines):
+    """Indented commands of a docstring become code: as prose, they run together and get en-dashes."""
+    for number in reversed(range(1, len(lines))):
+        if lines[number].startswith('    python -m ') and not lines[number - 1]:
+            lines[number:number] = ['.. code-block:: sh', '']
+
+
+def comments_of_fields(app, what, name, obj, options, lines):
+    """A NamedTuple's field shows its comment, where Python has "Alias for field number 0"."""
+    if lines and lines[0].startswith('Alias for field number '):
+        path, _, field = name.rpartition('.')
+        source = inspect.getsource(pydoc.locate(path))
+        lines[:] = re.findall(rf'^    {field}: .*  # (.*)$', source, re.MULTILINE)
+
+
 def setup(app):
+    app.connect('autodoc-process-docstring', commands_as_code)
+    app.connect('autodoc-process-docstring', comments_of_fields)
     app.add_directive('configuration-keys', ConfigurationKeys)
     app.connect('doctree-read', keep_together)

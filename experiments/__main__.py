@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == 'page':
             from experiments import pages
 
-            pages.write_experiment(experiment.SETTINGS, experiment.PAGE, folder)
+            curves = getattr(experiment, 'CURVES', None)
+            pages.write_experiment(experiment.SETTINGS, experiment.PAGE, folder, curves)
         else:
             from def_jax.trainer.launch import command_line
 

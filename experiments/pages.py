@@ -1,17 +1,20 @@
 """A page of results: what was asked, one picture, one table, limits, all from records."""
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from def_jax.tools import markdown, pictures
-from experiments import methods, numbers, runner, statistics
+from experiments import methods, numbers, problems, runner, statistics
 from experiments.spec import Record, Records
 from experiments.statistics import Difference
 from experiments.tuning import Cell, Setting
 
-__all__ = ['Row', 'draw', 'origins', 'rows', 'table', 'write', 'write_experiment']
+__all__ = ['Row', 'draw', 'draw_curves', 'origins', 'rows', 'table', 'write', 'write_experiment']
 
 
 class Row(NamedTuple):
@@ -118,30 +121,65 @@ def _earlier(found: Sequence[Row]) -> str:
 def draw(found: Sequence[Row], path: Path) -> None:
     """Differences with their intervals, a panel for each setting; the margin is dashed.
 
-    A thin line is the interval of someone who tunes again.
+    A thin line is the interval of someone who tunes again. A panel is as high as it has rows, so that labels
+    stay legible.
     """
-    settings = list(dict.fromkeys(row.cell.setting.name for row in found if row.difference))
-    columns = min(2, len(settings))
+    panels: dict[str, list[Row]] = {}
+    for row in reversed(found):
+        if row.difference:
+            panels.setdefault(row.cell.setting.name, []).append(row)
+    shown = list(panels.values())[::-1]
+    heights = [0.75 + 0.2 * len(each) for each in shown]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pictures.panels(path, -(-len(settings) // columns), columns) as axes:
-        for panel in axes.flat[len(settings) :]:
-            panel.set_axis_off()
-        for panel, name in zip(axes.flat, settings, strict=False):
-            shown = [row for row in found if row.cell.setting.name == name and row.difference][::-1]
-            for height, row in enumerate(shown):
-                mean, *_ = row.difference  # type: ignore[misc]
-                for (_, *both, _), width in ((row.again, 0.8), (row.difference, 2.5)):  # type: ignore[misc]
-                    if math.isfinite(both[0]):
-                        panel.plot(both, [height] * 2, color=pictures.COLORS['DEF'], linewidth=width)
-                panel.plot([mean], [height], 'o', color=pictures.COLORS['DEF'])
-            setting = shown[0].cell.setting
-            panel.axvline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
-            panel.axvline(-setting.margin, color=pictures.COLORS['SGD'], linewidth=0.8, linestyle='--')
-            panel.locator_params(axis='x', nbins=5)
-            panel.set_yticks(range(len(shown)), [row.cell.contender.title for row in shown])
-            panel.set_ylim(-0.6, len(shown) - 0.4)
-            first = shown[0].cell.setting.contenders[0].title
-            panel.set(title=name, xlabel=f'{"points" if setting.percent else "nats"} better than {first}')
+    with pictures.panels(path, len(shown), 1, heights=heights) as axes:
+        for panel, each in zip(axes[:, 0], shown, strict=True):
+            _differences_of(panel, each)
+
+
+def _differences_of(panel: Any, shown: Sequence[Row]) -> None:
+    """Draws a setting's differences, the last row on top."""
+    for height, row in enumerate(shown):
+        mean, *_ = row.difference  # type: ignore[misc]
+        for (_, *both, _), width in ((row.again, 0.8), (row.difference, 2.5)):  # type: ignore[misc]
+            if math.isfinite(both[0]):
+                panel.plot(both, [height] * 2, color=pictures.COLORS['DEF'], linewidth=width)
+        panel.plot([mean], [height], 'o', color=pictures.COLORS['DEF'])
+    setting = shown[0].cell.setting
+    panel.axvline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
+    panel.axvline(-setting.margin, color=pictures.COLORS['SGD'], linewidth=0.8, linestyle='--')
+    panel.locator_params(axis='x', nbins=4)
+    panel.set_yticks(range(len(shown)), [row.cell.contender.title for row in shown])
+    panel.set_ylim(-0.6, len(shown) - 0.4)
+    unit = 'points' if setting.percent else 'nats'
+    panel.set(title=setting.name, xlabel=f'{unit} better than {setting.contenders[0].title}')
+
+
+def draw_curves(
+    curves: Mapping[str, tuple[str, str]], finished: Iterable[Cell], records: Records, path: Path
+) -> None:
+    """Training losses against steps at the chosen rates, means over parts of a run, with bands over seeds.
+
+    Args:
+        curves: by label, the name of a setting and the title of a method; dense training first, then DEF-Q.
+        finished: cells, among them those of the curves.
+        records: of their runs.
+        path: of the picture.
+    """
+    cells = {(cell.setting.name, cell.contender.title): cell for cell in finished}
+    count = len(curves) - 1
+    styles = [pictures.variant_style(pictures.COLORS['DEF'], index, count) for index in range(count)]
+    with pictures.panels(path, 1, 1, heights=[2.6]) as axes:
+        for (label, named), style in zip(
+            curves.items(), [{'color': pictures.COLORS['SGD']}, *styles], strict=True
+        ):
+            cell = cells[named]
+            specs = [cell.setting.spec(cell.contender, cell.side.chosen, s) for s in cell.setting.seeds]
+            courses = np.array([record.course for record in runner.recorded(records)(specs)]).T
+            steps = problems.config_of(cell.spec).num_steps * (np.arange(len(courses)) + 0.5) / len(courses)
+            pictures.draw_band(axes[0, 0], list(steps), list(courses), marker=None, label=label, **style)
+        axes[0, 0].set(xlabel='step', ylabel='training loss, nats', xlim=(0, None))
+        pictures.log_y(axes[0, 0])
+        axes[0, 0].legend()
 
 
 def origins(records: Sequence[Record]) -> str:
@@ -158,25 +196,34 @@ def origins(records: Sequence[Record]) -> str:
     return f'{counted}: ' + ' '.join(places)
 
 
-def write_experiment(settings: Sequence[Setting], text: str, folder: Path) -> None:
-    """Writes an experiment's page and its picture from the records in a folder.
+def write_experiment(
+    settings: Sequence[Setting],
+    text: str,
+    folder: Path,
+    curves: Mapping[str, tuple[str, str]] | None = None,
+) -> None:
+    """Writes an experiment's page and its pictures from the records in a folder.
 
     Args:
         settings: those without records are left out.
         text: the page, with `{table}`, `{origins}` and marks for numbers in it, see `numbers`.
         folder: of the experiment, under results/.
+        curves: of curves.png, see `draw_curves`.
 
     Raises:
         ValueError: if no setting has two finished methods.
     """
     records = Records(folder / 'runs.jsonl')
-    found = rows(runner.finished(settings, records))
+    finished = runner.finished(settings, records)
+    found = rows(finished)
     if not any(row.difference for row in found):
         raise ValueError(
             f'in {folder} no setting has two finished methods to compare. '
             f'Run `python -m experiments run {folder.name} --results={folder.parent}`.'
         )
     draw(found, folder / 'differences.png')
+    if curves:
+        draw_curves(curves, itertools.chain.from_iterable(finished), records, folder / 'curves.png')
     text = text.format(table=table(found) + _absent(found) + _earlier(found), origins=origins(list(records)))
     write(folder / 'README.md', numbers.filled(text, lambda name: (settings, found)))
 

@@ -60,19 +60,30 @@ STYLE: dict[Any, Any] = {
     'grid.alpha': 0.25,
     'grid.linewidth': 0.5,
 }
-DPI = 140
+DPI = 280  # two pixels of the file for one of a common screen, with two panels across a page
 _PALETTE = 128  # colours of a PNG
 _DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 _FEW = 15  # lines of at most this many points also get markers
 
 
 @contextlib.contextmanager
-def panels(path: Path, rows: int, columns: int, title: str = '') -> Iterator[np.ndarray]:
-    """Yields axes [rows, columns] to draw on; writes the PNG atomically when the block ends."""
+def panels(
+    path: Path, rows: int, columns: int, title: str = '', heights: Sequence[float] | None = None
+) -> Iterator[np.ndarray]:
+    """Yields axes [rows, columns] to draw on; writes the PNG atomically when the block ends.
+
+    Args:
+        path: of the PNG.
+        rows: number of rows.
+        columns: number of columns.
+        title: above all panels.
+        heights: of each row, in inches, with its labels; those of `PANEL` by default.
+    """
     with matplotlib.rc_context(STYLE):
-        size = (max(1.5, columns) * PANEL[0], rows * PANEL[1])
+        heights = [PANEL[1]] * rows if heights is None else heights
+        size = (max(1.5, columns) * PANEL[0], sum(heights))
         figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
-        yield figure.subplots(rows, columns, squeeze=False)
+        yield figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
         figure.suptitle(title)
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=DPI)

@@ -121,7 +121,7 @@ def test_the_numbers_of_few_bits_are_those_of_their_program():
         assert abs(float(text) - messages['D of the second rounding']) <= near, bits
     for of, delta, times in (
         ('Gaussian', 'R·δ(b)', r'(\d+) times smaller'),
-        ('messages', 'R·δ', r'(\d+) times with'),
+        ('messages', 'R·δ', r'it is (\d+) times smaller'),
     ):
         here, float32 = math.sqrt(1 - found['2', of][delta] / 4), math.sqrt(1 - 1 / 64)
         bounds_of_a3 = ((a / (1 - a)) ** 2 for a in (float32, here))  # at the best β

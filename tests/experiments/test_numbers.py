@@ -22,10 +22,14 @@ FILLED = MARK.format('difference', '-0.04 [-0.71, +0.62]')
 def test_a_page_of_results_follows_from_its_records(name, tmp_path):
     shutil.copy(RESULTS / name / 'runs.jsonl', tmp_path)
     experiment = importlib.import_module(f'experiments.{name}')
-    pages.write_experiment(experiment.SETTINGS, experiment.PAGE, tmp_path)
+    pages.write_experiment(
+        experiment.SETTINGS, experiment.PAGE, tmp_path, getattr(experiment, 'CURVES', None)
+    )
     for page in (RESULTS / name).glob('*.md'):
         assert page.read_text() == (tmp_path / page.name).read_text()
-    assert (tmp_path / 'differences.png').stat().st_size > 1000
+    drawn = {path.name for path in tmp_path.glob('*.png')}
+    assert drawn == {path.name for path in (RESULTS / name).glob('*.png')}
+    assert all((tmp_path / name).stat().st_size > 1000 for name in drawn)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,7 @@ def test_no_number_of_the_project_is_stale(capsys):
     assert __main__.main(['numbers', '--check', '--results', str(RESULTS)]) == 0, capsys.readouterr().out
 
 
-# Of README's sentence: in each experiment, what is compared with the first method, and on which problems.
+# Of the pages' sentence: in each experiment, what is compared with the first method, and on which problems.
 _WIDTHS = ('width 16, 8 workers', 'width 64, 2 workers', 'width 64, 64 workers', 'width 384, 8 workers')
 THIRTEEN = {
     'few_bits': ('1/64, 2 bits', 'digits, width 64, again', 'digits, width 192, again', 'CIFAR-10, reduced'),
@@ -72,8 +76,10 @@ THIRTEEN = {
 }
 
 
-def test_readme_counts_apart_where_def_q_is_within_the_margin_open_and_behind():
-    readme = ' '.join((RESULTS.parent / 'README.md').read_text().split())
+def test_pages_count_apart_where_def_q_is_within_the_margin_open_and_behind():
+    readme, page = (
+        ' '.join((RESULTS.parent / name).read_text().split()) for name in ('README.md', 'docs/results.md')
+    )
     within, behind, reach, sent = [[], []], [], {'points': [], 'nats': []}, []
     for name, (method, *problems) in THIRTEEN.items():
         settings = importlib.import_module(f'experiments.{name}').SETTINGS
@@ -93,13 +99,14 @@ def test_readme_counts_apart_where_def_q_is_within_the_margin_open_and_behind():
                 behind.append(row.difference.text(2 if percent else 3))
             else:
                 reach['points' if percent else 'nats'].append(-ends[0])
-    assert f'(1/{min(sent):.0f} to 1/{max(sent):.0f} of what passes over a link)' in readme
+    assert f'(1/{min(sent):.0f} to 1/{max(sent):.0f} of what passes over a link)' in page
     words = ['one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
     here, again = ([words[each.count(kind) - 1] for kind in ('yes', 'open')] for each in within)
-    assert f'On {here[0]} of thirteen variants' in readme
-    assert f'On the other {here[1]}, intervals reach further (on {again[1]}, for someone who' in readme
-    assert f'measurably behind on {words[len(behind) - 1]}:' in readme and all(x in readme for x in behind)
-    assert f'reach {max(reach["points"]):.2f} points or {max(reach["nats"]):.3f} nats behind' in readme
+    assert f'On the other {here[1]}, intervals reach further (on {again[1]}, for someone who' in page
+    assert f'reach {max(reach["points"]):.2f} points or {max(reach["nats"]):.3f} nats behind' in page
+    for text in (readme, page):
+        assert f'On {here[0]} of thirteen variants' in text
+        assert f'measurably behind on {words[len(behind) - 1]}' in text and all(x in text for x in behind)
 
 
 def test_what_the_pages_say_of_10_m_parameters_by_hand_is_on_record():
@@ -126,7 +133,6 @@ def test_what_the_pages_say_of_10_m_parameters_by_hand_is_on_record():
     assert f'and AdamW {twice[2]:.3f}. So neither' in page
     assert f'ahead of 1/64, {sixteen} behind AdamW' in page
     for name, words in (
-        ('README.md', 'and {} at 1/16'),
         ('docs/results.md', 'and {} at 1/16'),
         ('docs/decide.md', 'and {} at 16'),
     ):

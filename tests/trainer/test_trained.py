@@ -20,8 +20,7 @@ from def_jax.trainer import elastic_run, evaluate_only, experiment, loop, traine
 from def_jax.trainer.data import augmentation
 from def_jax.trainer.models import vgg
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / 'docs/how_to/trained_models.md'
+PAGE = Path(__file__).parents[2] / 'docs/how_to/trained_models.md'
 
 
 def loss_of(variables, model, split, spec):
@@ -167,7 +166,6 @@ def test_a_choice_on_validation_is_followed_by_the_test(data_dir, tmp_path):
 def test_the_pages_program_runs_in_an_ordinary_process(recorded, tmp_path, environment):
     """As a stranger would run it, in a folder that has the run alone and on one device."""
     (program,) = re.findall(r'```py\n(.*?)```', PAGE.read_text(), re.DOTALL)
-    assert program in (ROOT / 'README.md').read_text()
     (folder := tmp_path / 'runs/digits').mkdir(parents=True)
     variables = vgg.vgg_digits(num_classes=10).init(jax.random.key(0), np.zeros((1, 8, 8, 1)), train=False)
     trained.write(folder, recorded.experiment, {'y': jax.device_get(variables)})
