@@ -21,6 +21,7 @@ import optax
 from def_jax.ground.types import PyTree
 from def_jax.trainer.workers import AXIS
 from experiments.adamw import adamw
+from experiments.few_bits import again
 from experiments.methods import REVISION
 from experiments.own_chunk import exact
 from experiments.tuning import Contender, Setting
@@ -105,8 +106,9 @@ def _setting(workers: int, *further: Contender) -> Setting:
     )
 
 
+_TWO = _setting(2, exact(256, 2, 0.0177))
 SETTINGS = [
-    _setting(2, exact(256, 2, 0.0177)),
+    _TWO,
     _setting(
         8,
         _sharing('squares averaged', of_the_mean=False),
@@ -114,6 +116,7 @@ SETTINGS = [
         exact(256, 2, 0.0177),
     ),
     _setting(4),
+    again(_TWO, range(1010, 1020), '1/64, 2 bits', '1/256, 1 bit'),  # the first five left both open
 ]
 
 PAGE = """\
