@@ -141,4 +141,4 @@ of a run, with a band of one standard deviation over ten seeds. DEF-Q's are thos
 
     python -m experiments run own_chunk
     python -m experiments page own_chunk
-"""
+"""  # noqa: E501

@@ -154,7 +154,8 @@ the wire, each with its rate tuned by the same rule?
 seeds; "tuned again" adds the choice of both rates ([how](../README.md)); "within the margin" says whether the
 whole interval lies above -0.01.
 
-**Findings.** With 8 workers at 1/64 of the bytes, no rival is near. In nats from DEF-Q, the best row of each ends
+**Findings.** With 8 workers at 1/64 of the bytes, no rival is near. In nats from DEF-Q, the best row of
+each ends
 
 - DiLoCo:
   <!-- number: rivals_transformer; 8 workers, 1/64; DiLoCo, H = 8, 4 bits, outer 0.7, 0.9, b1 = 0; difference --><!-- /number -->
@@ -187,4 +188,4 @@ best row was chosen after the fact, which favours it.
 
     python -m experiments run rivals_transformer
     python -m experiments page rivals_transformer
-"""
+"""  # noqa: E501
