@@ -41,7 +41,6 @@ nitpick_ignore_regex = [
     ('py:exc', '.*'),
     ('py:obj', '.*'),  # in docstrings, `name` may be anything: it becomes a link where it is a public name
 ]
-smartquotes_action = 'qe'  # flags keep their dashes
 default_role = 'py:obj'
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'  # aliases such as Compressor would be spelled out; the text says what is meant
