@@ -45,6 +45,7 @@ default_role = 'py:obj'
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'  # aliases such as Compressor would be spelled out; the text says what is meant
 autodoc_preserve_defaults = True
+autodoc_default_options = {'no-value': True}  # a table of constants is long; its docstring says what is in it
 python_maximum_signature_line_length = 90
 napoleon_use_rtype = False
 

@@ -129,7 +129,7 @@ def draw(found: Sequence[Row], path: Path) -> None:
         if row.difference:
             panels.setdefault(row.cell.setting.name, []).append(row)
     shown = list(panels.values())[::-1]
-    heights = [0.75 + 0.2 * len(each) for each in shown]
+    heights = [0.2 * len(each) for each in shown]
     path.parent.mkdir(parents=True, exist_ok=True)
     with pictures.panels(path, len(shown), 1, heights=heights) as axes:
         for panel, each in zip(axes[:, 0], shown, strict=True):
@@ -168,7 +168,7 @@ def draw_curves(
     cells = {(cell.setting.name, cell.contender.title): cell for cell in finished}
     count = len(curves) - 1
     styles = [pictures.variant_style(pictures.COLORS['DEF'], index, count) for index in range(count)]
-    with pictures.panels(path, 1, 1, heights=[2.6]) as axes:
+    with pictures.panels(path, 1, 1, heights=[2.0]) as axes:
         for (label, named), style in zip(
             curves.items(), [{'color': pictures.COLORS['SGD']}, *styles], strict=True
         ):

@@ -43,6 +43,7 @@ COLORS = {
 _OTHER = '#666666'
 
 PANEL = (2.9, 2.2)  # inches: text is still 5 pt with two panels printed half a page wide
+_LABELS = 0.65  # inches of a panel's height for its title, ticks and label
 STYLE: dict[Any, Any] = {
     'font.size': 9,
     'axes.titlesize': 9,
@@ -77,11 +78,11 @@ def panels(
         rows: number of rows.
         columns: number of columns.
         title: above all panels.
-        heights: of each row, in inches, with its labels; those of `PANEL` by default.
+        heights: of each row's axes in inches, without the labels around them; those of `PANEL` by default.
     """
     with matplotlib.rc_context(STYLE):
-        heights = [PANEL[1]] * rows if heights is None else heights
-        size = (max(1.5, columns) * PANEL[0], sum(heights))
+        heights = [PANEL[1] - _LABELS] * rows if heights is None else heights
+        size = (max(1.5, columns) * PANEL[0], sum(heights) + rows * _LABELS)
         figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
         yield figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
         figure.suptitle(title)

@@ -100,9 +100,7 @@ def main():
         axes.plot(0.25 / largest, np.mean(measured[-1]), 'kx', label='η = 1/(4L)' if ratio == 1024 else None)
     axes.axhline(1, color=reporting.BOUND, linewidth=0.8)
     axes.axvline(1, color=reporting.BOUND, linewidth=0.8, linestyle=':')
-    axes.set(
-        xscale='log', yscale='log', xlabel='η / corrected limit', ylabel='mean ‖∇F(y)‖² / right-hand side'
-    )
+    axes.set(xscale='log', yscale='log', xlabel='η / corrected limit', ylabel='mean ‖∇F(y)‖² / bound')
     axes.legend()
     header = ['ratio', 'η', 'η / corrected limit', 'steps', 'measured / Eq. 17, worst T', 'bound holds']
     reporting.publish('step_size', figure, header, rows, workers=NUM_WORKERS, detach=DETACH, seeds=SEEDS)

@@ -26,3 +26,14 @@ def test_a_band_of_one_standard_deviation():
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [2, 4])
     heights = axes.collections[0].get_paths()[0].vertices[:, 1]
     np.testing.assert_allclose([heights.min(), heights.max()], [2 - 2**0.5, 4])
+
+
+def test_a_panel_has_the_height_of_its_rows(tmp_path):
+    """However many rows its neighbours have: labels of many rows would lie on each other."""
+    heights = [0.2, 4.0]
+    with pictures.panels(tmp_path / 'rows.png', 2, 1, heights=heights) as axes:
+        for panel in axes[:, 0]:
+            panel.set(title='a problem', xlabel='points')
+    size = axes[0, 0].figure.get_figheight()
+    found = [panel.get_position().height * size for panel in axes[:, 0]]
+    np.testing.assert_allclose(found, heights, rtol=0.15)
