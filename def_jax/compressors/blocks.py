@@ -14,7 +14,7 @@ from jax import lax
 from def_jax.compressors import base, orders
 from def_jax.compressors.base import Compressor, Part, Selection
 from def_jax.ground import random
-from def_jax.ground.barriers import in_memory, part_places, read_after
+from def_jax.ground.barriers import in_memory, materialized, part_places, read_after
 from def_jax.wires.layouts import Layout
 
 _SHORT_RUN = 16  # float32 elements in a line of cache
@@ -149,7 +149,8 @@ def _draw_places(
     else:
         drawn = orders.place_in_round(order, words, step, leaves, counts)
     below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
-    first = drawn[:, None] // below % table(grids) * table(shapes)
+    # In memory, or XLA would draw it again in the kernel of every tensor: on GPUs that takes minutes to compile.
+    first = materialized(drawn[:, None] // below % table(grids) * table(shapes))
     row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)
     return [(list(row(leaf)), begin) for leaf, begin in part_places(layout.begins, key)]
 
