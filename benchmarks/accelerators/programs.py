@@ -112,10 +112,11 @@ def _spmd(network: Network, make: Make, devices: np.ndarray) -> Any:
         return network.loss(fixed | {'params': params}, batch)
 
     def step(params, opt_state, batch):
-        grads = dist.value_and_grad(loss_fn)(params, opt_state, batch)[1]
+        grads = dist.value_and_grad(loss_fn, mapping=mapping)(params, opt_state, batch)[1]
         updates, opt_state = dist.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
+    mapping = 'shard_map' if network.has_images else 'vmap'  # under vmap, XLA gathers what convolutions read
     fixed = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rest)
     params = _placed(mesh, params, param_specs)
     batch = _placed(mesh, _batch(network, devices.size), P((WORKERS, SHARD_AXIS)))

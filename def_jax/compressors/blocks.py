@@ -149,7 +149,7 @@ def _draw_places(
     else:
         drawn = orders.place_in_round(order, words, step, leaves, counts)
     below = table([np.cumprod((1, *grid[:0:-1]))[::-1] for grid in grids])
-    # In memory, or XLA would draw it again in the kernel of every tensor: on GPUs that takes minutes to compile.
+    # In memory, or XLA for GPUs would draw it again in the kernel of every tensor, and compile for minutes.
     first = materialized(drawn[:, None] // below % table(grids) * table(shapes))
     row = functools.partial(lax.dynamic_index_in_dim, first, keepdims=False, allow_negative_indices=False)
     return [(list(row(leaf)), begin) for leaf, begin in part_places(layout.begins, key)]

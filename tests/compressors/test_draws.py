@@ -15,6 +15,7 @@ import def_jax
 from def_jax.compressors import orders
 from def_jax.compressors.blocks import Block, same_share
 from def_jax.ground import random
+from def_jax.ground.jaxpr import equations
 
 # Boxes, tiles of which the last is shorter, all of the tensor, one element, none.
 CASES = [
@@ -160,3 +161,18 @@ def test_all_permutations_of_four_blocks_are_equally_likely():
             transition[i, permutations[tuple(swaps[np.array(before)].tolist())]] += 1 / len(rounds)
     shares = np.linalg.matrix_power(transition, orders._SWAPS)[0]
     np.testing.assert_allclose(shares, 1 / 24, rtol=0.01)
+
+
+@pytest.mark.parametrize('order', ['random', 'shuffled'])
+def test_places_are_in_memory_before_tensors_are_read(order):
+    """Else XLA for GPUs draws in the kernel of every tensor, and takes minutes to compile a transformer."""
+    leaves, rank = 3, 2
+    like = ones_like([(8, 6)] * leaves)
+    program = jax.make_jaxpr(lambda x: compress(def_jax.random_block(4, order=order), x))(like).jaxpr
+    behind = [
+        variable.aval.shape
+        for equation in equations(program)
+        if equation.primitive.name == 'optimization_barrier'
+        for variable in equation.outvars
+    ]
+    assert (leaves, rank) in behind
