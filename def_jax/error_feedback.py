@@ -35,7 +35,7 @@ from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping, weighting
 from def_jax.options.overlap import overlapped
 from def_jax.state.link import Shards, check_updates, float32_zeros, is_masked, link
-from def_jax.state.ownership import check_inner, check_no_copy, check_surroundings, link_states
+from def_jax.state.ownership import check_inner, check_no_copy, check_surroundings, link_states, no_residual
 from def_jax.wires import Bits
 
 
@@ -329,16 +329,7 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
         )
     if states:
         return states
-    if optax.tree.get_all_with_path(opt_state, 'residual'):
-        raise ValueError(
-            f'{caller}: opt_state holds no residual of error_feedback, only a field of that name: it was '
-            'restored without a target. Restore it into the structure of optimizer.init(params): pass '
-            'that state to the checkpointer as its target, or use jax.tree.unflatten.'
-        )
-    raise ValueError(
-        f'{caller}: opt_state holds no residual. Pass the state of a chain that ends in '
-        'def_jax.error_feedback(...), as returned by optimizer.init or optimizer.update.'
-    )
+    raise no_residual(opt_state, caller)
 
 
 def _add(params: PyTree, residual: PyTree, scale: Any, least: Any = None) -> PyTree:

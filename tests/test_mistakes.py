@@ -177,7 +177,10 @@ MISTAKES = [
     ('error_statistics: opt_state holds no residual', diagnostics.error_statistics, (), None),
     # A trainer that was left as it is takes its gradient at x, too.
     (r'update\(grads, opt_state, params\).*detached_params', WRAPPER.update, PARAMS, WRAPPER.init(PARAMS)),
-    (r'holds no residual .* restored without a target', POINTS[0], PARAMS, AS_DICTS),
+    *(
+        (r'holds no residual .* restored without a target', function, *arguments, AS_DICTS)
+        for function, *arguments in ((POINTS[0], PARAMS), (def_jax.stack_state,), (def_jax.unstack_state,))
+    ),
     (r"params\['new'\] is .*, but the residual in opt_state is missing", POINTS[0], MORE, CHAIN.init(PARAMS)),
 ]
 

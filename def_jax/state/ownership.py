@@ -53,6 +53,20 @@ def link_states(opt_state: PyTree) -> list[Any]:
     return [node for node in jax.tree.leaves(opt_state, is_leaf=is_link) if is_link(node)]
 
 
+def no_residual(opt_state: PyTree, caller: str) -> ValueError:
+    """The error for a state without a link's, or for the dicts that orbax restores without a target."""
+    if optax.tree.get_all_with_path(opt_state, 'residual'):
+        return ValueError(
+            f'{caller}: opt_state holds no residual of error_feedback, only a field of that name: it was '
+            'restored without a target. Restore it into the structure of optimizer.init(params): pass '
+            'that state to the checkpointer as its target, or use jax.tree.unflatten.'
+        )
+    return ValueError(
+        f'{caller}: opt_state holds no residual. Pass the state of a chain that ends in '
+        'def_jax.error_feedback(...), as returned by optimizer.init or optimizer.update.'
+    )
+
+
 def own_leaves(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
     """`per_worker_leaves` of `optimizer.init(params)`; a ValueError without a link, or with a misplaced one.
 

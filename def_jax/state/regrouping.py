@@ -10,7 +10,7 @@ import numpy as np
 from def_jax.ground.arguments import named_leaves
 from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
-from def_jax.state.ownership import each, is_link, link_states, per_worker_leaves
+from def_jax.state.ownership import each, is_link, link_states, no_residual, per_worker_leaves
 
 _REMEDY = (
     'Save def_jax.stack_state(opt_state) of what the step returns, without flax.jax_utils.unreplicate or '
@@ -191,7 +191,7 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
     leaves = zip(named_leaves(saved), jax.tree.leaves(own), strict=True)
     leading = {np.shape(x)[:1]: f'opt_state{path} {np.shape(x)}' for (path, x), mine in leaves if mine}
     if not leading:
-        raise ValueError(f'{caller}: opt_state holds no residual, so nothing in it differs between workers.')
+        raise no_residual(saved, caller)
     if len(leading) > 1 or () in leading:
         raise ValueError(
             f"{caller}: this is one worker's state, and the residuals of the others are lost: what is "

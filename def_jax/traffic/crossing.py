@@ -291,8 +291,8 @@ def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int
     where = (
         'a jax.lax.pmean or psum of gradients, DynamicScale(axis_name=...), the pmap_axis_name= of brax or '
         'an axis_name= of another helper, or output_params in the step, and take that out. With '
-        'def_jax.spmd, pass what its value_and_grad or at_points return to its update as it is. Or look for '
-        f'{_ANOTHER}'
+        'def_jax.spmd, pass what its value_and_grad or at_points return to its update as it is, and take the '
+        f'norm of their mean, if you log it, in a program of its own. Or look for {_ANOTHER}'
     )
     if more >= gradient:
         return f'The {more:,} bytes more hold a whole gradient, which has {gradient:,}: look for {where}'

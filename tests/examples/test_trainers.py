@@ -27,10 +27,13 @@ REACHES = {
     'pmap_ppo': ('flax', 15, lambda reward: reward > -8),  # it begins at -18
     'recipes/accumulation': ('sklearn', 100, lambda loss: loss < 0.5),
     'recipes/bfloat16_params': ('sklearn', 400, lambda gain: gain > 0.2),  # over dense training, in loss
+    'recipes/checkpoints': ('orbax', 60, lambda loss: loss < 0.6),  # of x, after steps of four workers
     'recipes/ema': ('sklearn', 200, lambda accuracy: accuracy > 0.9),
     'recipes/gan': ('jax', 1500, lambda distance: distance < 0.5),  # of the means; it begins at 2
+    'recipes/gradient_norm': ('sklearn', 150, lambda loss: loss < 0.6),
     'recipes/lora': ('sklearn', 100, lambda loss: loss < 0.5),
     'recipes/muon': ('sklearn', 80, lambda loss: loss < 0.6),
+    'recipes/scenic_train_step': ('flax', 200, lambda accuracy: accuracy > 0.85),
     'recipes/token_weights': ('jax', 150, lambda loss: loss < 1.5),  # a uniform guess has 2.1
 }
 

@@ -352,7 +352,7 @@ def test_a_mean_of_the_gradients_is_found():
 
     batch = jax.device_put(BATCH, NamedSharding(dist.mesh, P('workers')))
     program = compiled(dist, step, batch=batch)
-    message = r'all-reduce of .* bytes \(jit.*hold a whole gradient, which has 1,024: look for'
+    message = r'all-reduce of .* \(jit.*hold a whole gradient, which has 1,024: look for.*norm of their mean'
     with pytest.raises(ValueError, match=message):
         dist.check(program, besides=16)
 
