@@ -45,16 +45,16 @@ def _transformer(compression: int, *contenders: Contender) -> Setting:
     )
 
 
-_UNCOMPRESSED = Contender('DEF-Q, uncompressed', 'def_q', {'ratio': 1, 'bits': 32}, 0.025)
+UNCOMPRESSED = Contender('DEF-Q, uncompressed', 'def_q', {'ratio': 1, 'bits': 32}, 0.025)
 _SGD = Contender('SGD', 'sgd', {}, 0.14)
 SETTINGS = [
-    _transformer(256, *_both(256, 0.0177, 1, 2), _UNCOMPRESSED),
-    _transformer(64, *_both(64, 0.0177, 2, 1), _UNCOMPRESSED),
+    _transformer(256, *_both(256, 0.0177, 1, 2), UNCOMPRESSED),
+    _transformer(64, *_both(64, 0.0177, 2, 1), UNCOMPRESSED),
     dataclasses.replace(
         on_digits('width 64, 64 workers, 1/256', 64, [*_both(256, 0.1, 1, 2), _SGD]),
         where={'width': 64, 'workers': 64},
     ),
-    _transformer(1024, *(exact(1024, bits, 0.0125) for bits in (1, 2)), _UNCOMPRESSED),
+    _transformer(1024, *(exact(1024, bits, 0.0125) for bits in (1, 2)), UNCOMPRESSED),
     dataclasses.replace(
         on_digits('width 64, 8 workers, 1/256', 64, [*_both(256, 0.1, 1, 2), _SGD]),
         seeds=range(1000, 1060),
