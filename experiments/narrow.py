@@ -92,10 +92,10 @@ fresh seeds; "tuned again" adds the choice of both rates ([how](../README.md)).
 **Findings.** Without masters, AdamW
 ends <!-- number: narrow; 33 k, bfloat16 parameters; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number --> nats from AdamW with
 them. DEF-Q has no masters and
-ends <!-- number: narrow; 33 k, bfloat16 parameters; 1/64, 2 bits; difference --><!-- /number --> from it at 1/64, and
-<!-- number: narrow; 33 k, bfloat16 parameters; 1/256, 1 bit; difference --><!-- /number --> at 1/256. With float32 parameters, it
-ends <!-- number: narrow; 33 k, float32 parameters; 1/64, 2 bits; difference --><!-- /number --> and
-<!-- number: narrow; 33 k, float32 parameters; 1/256, 1 bit; difference --><!-- /number --> from AdamW. So at x, which is
+ends <!-- number: narrow; 33 k, bfloat16 parameters; 1/64, 2 bits; difference --><!-- /number --> from it at 1/64,
+and <!-- number: narrow; 33 k, bfloat16 parameters; 1/256, 1 bit; difference --><!-- /number --> at 1/256. With float32 parameters, it
+ends <!-- number: narrow; 33 k, float32 parameters; 1/64, 2 bits; difference --><!-- /number -->
+and <!-- number: narrow; 33 k, float32 parameters; 1/256, 1 bit; difference --><!-- /number --> from AdamW. So at x, which is
 bfloat16, it ends some hundredth of a nat worse than with float32 parameters; no run has diverged.
 
 **Setting.** The transformer of 33 k parameters, its data and the rule for rates are those of

@@ -157,21 +157,15 @@ whole interval lies above -0.01.
 **Findings.** With 8 workers at 1/64 of the bytes, no rival is near. In nats from DEF-Q, the best row of
 each ends
 
-- DiLoCo:
-  <!-- number: rivals_transformer; 8 workers, 1/64; DiLoCo, H = 8, 4 bits, outer 0.7, 0.9, b1 = 0; difference --><!-- /number -->
-- top-k:
-  <!-- number: rivals_transformer; 8 workers, 1/64; top-k, b1 = 0; difference --><!-- /number -->
-- SparseLoCo:
-  <!-- number: rivals_transformer; 8 workers, 1/64; SparseLoCo, H = 4, error 0.95, b1 = 0.9; difference --><!-- /number -->
-- local AdamW:
-  <!-- number: rivals_transformer; 8 workers, 1/64; local AdamW, H = 8, b1 = 0.9; difference --><!-- /number -->
-- DeMo:
-  <!-- number: rivals_transformer; 8 workers, 1/64; DeMo; difference --><!-- /number -->
-- PowerSGD, with more bytes:
-  <!-- number: rivals_transformer; 8 workers, 1/64; PowerSGD, rank 1, b1 = 0.9; difference --><!-- /number -->
+- DiLoCo: <!-- number: rivals_transformer; 8 workers, 1/64; DiLoCo, H = 8, 4 bits, outer 0.7, 0.9, b1 = 0; difference --><!-- /number -->
+- top-k: <!-- number: rivals_transformer; 8 workers, 1/64; top-k, b1 = 0; difference --><!-- /number -->
+- SparseLoCo: <!-- number: rivals_transformer; 8 workers, 1/64; SparseLoCo, H = 4, error 0.95, b1 = 0.9; difference --><!-- /number -->
+- local AdamW: <!-- number: rivals_transformer; 8 workers, 1/64; local AdamW, H = 8, b1 = 0.9; difference --><!-- /number -->
+- DeMo: <!-- number: rivals_transformer; 8 workers, 1/64; DeMo; difference --><!-- /number -->
+- PowerSGD, with more bytes: <!-- number: rivals_transformer; 8 workers, 1/64; PowerSGD, rank 1, b1 = 0.9; difference --><!-- /number -->
 
-and dense AdamW
-<!-- number: rivals_transformer; 8 workers, 1/64; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->.
+and dense
+AdamW <!-- number: rivals_transformer; 8 workers, 1/64; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->.
 
 **Setting.** The transformer of 33 k parameters, its data and the rule for rates are those of
 [few bits](../few_bits/README.md), with 8 workers of 4 sequences or 2 of 16. Bytes count what a worker's link
