@@ -26,7 +26,10 @@ _CALLED = re.compile(r'(?:body|condition|calls|to_apply|\w+_computations?)=\{?%?
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 _BETWEEN_SLICES = re.compile(r'= (.*) recv\((.*_xla_megascale_.*)')
-_SLICES = re.compile(r'megascale_target="\{1,(\d+)\}x\{0:(\d+)\}".*megascale_transfer_type="(\w+)"')
+_SLICES = re.compile(r'megascale_target="\{1,(\d+)\}x\{0:(\d+)\}"')
+_OF_SLICES = re.compile(r'megascale_target="?\{((?:\{[\d,]+\},?)+)\}')
+_TRANSFER = re.compile(r'megascale_transfer_type="(\w+)"')
+_SLICE = 100_000  # what the number of a slice's first device is a multiple of, from the first slice on
 _TILE = 8 * 128  # elements of a TPU's registers
 
 
@@ -137,15 +140,34 @@ def _arrays(operation: str, result: str) -> tuple[int, int, str]:
 
 
 def _between_slices(result: str, attributes: str) -> Collective:
-    match = _SLICES.search(attributes)
-    kind: Any = match and match[3].lower().replace('_', '-')
-    if match is None or kind not in get_args(Operation):
+    found = _TRANSFER.search(attributes)
+    kind: Any = found and found[1].lower().replace('_', '-')
+    groups = _slices(attributes)
+    if not groups or kind not in get_args(Operation):
         raise ValueError(f'an exchange between slices in an unknown form: {attributes[:300]}')
     elements, size, dtype = _arrays(kind, result.partition(', u32[]')[0])
-    slices, devices = int(match[1]), int(match[2]) + 1
-    groups = tuple(tuple(range(i, slices * devices, devices)) for i in range(devices))
     padding = (_TILE - 1) * size // elements
     return Collective(kind, elements, size, groups, '', dtype, padding)
+
+
+def _slices(attributes: str) -> Groups:
+    """The groups of an exchange between slices: of all, or as a list; empty in another form.
+
+    >>> _slices('megascale_target="{1,2}x{0:1}"')
+    ((0, 2), (1, 3))
+    >>> _slices('megascale_target={{100000,200000},{100001,200001}}')
+    ((0, 2), (1, 3))
+    """
+    if match := _SLICES.search(attributes):
+        slices, devices = int(match[1]), int(match[2]) + 1
+        return tuple(tuple(range(i, slices * devices, devices)) for i in range(devices))
+    if match := _OF_SLICES.search(attributes):
+        groups = [_numbers(group) for group in re.findall(r'\{([\d,]+)\}', match[1])]
+        devices = max(number % _SLICE for group in groups for number in group) + 1
+        return tuple(
+            tuple((number // _SLICE - 1) * devices + number % _SLICE for number in group) for group in groups
+        )
+    return ()
 
 
 def replica_groups(attributes: str) -> Groups:
