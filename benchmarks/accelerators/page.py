@@ -20,6 +20,7 @@ Figures = Mapping[str, Any]
 
 STAGE = 'optimizer stage'
 _MESSAGES, _COMPILE = 3, 2.0  # allowed besides dense training: temporary messages, times its compile time
+_TILES = 1.02  # of a message, with the tiles that parts do not fill
 
 
 def write(folder: Path) -> None:
@@ -51,8 +52,8 @@ def misses(row: Row, own: Figures, dense: Figures) -> list[str]:
     between, within = _split(row, own)
     messages = Counter((c.operation, c.dtype) for c in between.elements())
     gathered = _totals(within)['all-gather'] - _totals(_split(row, dense)[1])['all-gather']
-    # A worker's devices that divide a message gather its mean and what is left of it.
-    divided = 0 if row.sharded else 2 * _message(row, own) // 4
+    # Of what a worker's devices divide, they gather the mean and what is left, in whole tiles.
+    divided = 2 * _TILES * _message(row, own) // 4
     found = {
         'message': messages != Counter(_expected(row)),
         'gathers': gathered > divided,
