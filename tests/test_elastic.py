@@ -231,7 +231,8 @@ def test_a_worker_dies_and_returns(three):
     assert listened == {'127.0.0.1'}  # the service and gloo: nothing is open to other machines
     (changes,) = (line['end'] for line in three.lines(0, 'end'))
     assert [workers for _, workers in changes] == [3, 2, 3]
-    died, joined = three.changes()
+    notes = three.changes()  # on a busy machine, a death may be seen as a failed step first
+    died, joined = (note for note in notes if 'repeated: ' not in note)
     assert 'process 2 died, 3 -> 2 workers; y loses a residual of norm' in died
     assert died.endswith('processes 0, 1 went on') and 'process 2 joined, 2 -> 3 workers' in joined
     assert not three.lines(1, 'note')  # one process speaks

@@ -282,7 +282,7 @@ def test_gradients_that_types_have_summed_inside_are_refused():
         mapped = jax.shard_map(
             lambda batch: step(batch, varies), mesh=mesh, in_specs=P(AXES), out_specs=P(), check_vma=True
         )
-        return mapped(jnp.ones((4, 8)))
+        return jax.jit(mapped)(jnp.ones((4, 8)))
 
     with pytest.raises(ValueError, match=r"summed its gradient over \('inside',\).*pcast\(def_jax.detached_"):
         run(varies=False)
