@@ -37,12 +37,11 @@ def _dense(inner: str) -> Make:
 def feedback(compressor: Any, inner: str = SGD, **options: Any) -> Make:
     """DEF around `inner`, with the options of `error_feedback`; a number is a ratio of random blocks."""
     chosen = def_jax.random_block(compressor) if isinstance(compressor, int) else compressor
-    make = functools.partial(def_jax.error_feedback, chosen, inner=_INNER[inner], **options)
-    return lambda axis_name, **inside: make(axis_name, **inside)
+    return functools.partial(def_jax.error_feedback, chosen, inner=_INNER[inner], **options)
 
 
 def _preset(make: Callable, rate: float, compression: float, **options: Any) -> Make:
-    return lambda axis_name, **inside: make(rate, compression, axis_name, **options, **inside)
+    return functools.partial(make, rate, compression, **options)
 
 
 def _top_k(axis_name: AxisName) -> optax.GradientTransformation:

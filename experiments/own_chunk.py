@@ -120,10 +120,10 @@ with decays of 0.9 and 0.95,
 and <!-- number: own_chunk; 33 k, 1/64; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
 with the best.
 
-With 64 workers at 1/256, 1 bit used to
-collapse: <!-- number: own_chunk; width 64, 64 workers, 1/256; 1/256, 1 bit, rounded; difference --><!-- /number -->
-points from what it reaches now, where it can't be told from 2
-bits (<!-- number: own_chunk; width 64, 64 workers, 1/256; 1/256, 2 bits; difference --><!-- /number -->).
+With 64 workers at 1/256, 1 bit,
+rounded, ends <!-- number: own_chunk; width 64, 64 workers, 1/256; 1/256, 1 bit, rounded; difference --><!-- /number -->
+points from 1 bit with the own chunk exact, from which 2 bits are statistically
+indistinguishable (<!-- number: own_chunk; width 64, 64 workers, 1/256; 1/256, 2 bits; difference --><!-- /number -->).
 SGD ends <!-- number: own_chunk; width 64, 64 workers, 1/256; SGD; difference --><!-- /number -->
 from it.
 

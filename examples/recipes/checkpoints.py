@@ -59,7 +59,7 @@ def pmap_run(folder, start, batches, devices, resume=False):
         batch = jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
         params, opt_state = jax.block_until_ready(stepped(params, opt_state, batch))
     y = jax.pmap(lambda p, s: def_jax.output_params(p, s, 'workers'), 'workers', devices=devices)
-    one = functools.partial(jax.tree.map, lambda x: np.asarray(x[0]))  # of what all workers share
+    one = functools.partial(jax.tree.map, lambda x: np.asarray(x[0]))  # of what is replicated
     if not resume:
         save(folder, len(batches), one(params), def_jax.stack_state(opt_state))
     return one(params), one(y(params, opt_state))
