@@ -47,7 +47,7 @@ class ErrorFeedbackState(NamedTuple):
     residual: PyTree  # like params, float32: r_k = -e_k
     detach: jax.Array  # float32 [], λ
     inner: PyTree  # state of the inner optimizer
-    worker: jax.Array  # int32 [], k; -1 before the first step
+    worker: jax.Array  # int32 [2], k and K; -1 before the first step; K is -2 once another goes on with it
     # Of options, () where they are not used:
     outer: PyTree = ()  # state of `outer`, in which moments are like params
     energy: PyTree = ()  # float32 [] twice, of detach='auto': ‖mean message‖² and mean ‖message‖²
@@ -168,7 +168,7 @@ def error_feedback(
             residual=vary_if_tracked(float32_zeros(params), axis_name),  # line 2
             detach=options.first_detach,
             inner=(),
-            worker=vary_if_tracked(jnp.full((), -1, jnp.int32), axis_name),
+            worker=vary_if_tracked(jnp.full(2, -1, jnp.int32), axis_name),
             **options.init(params),
         )
 

@@ -227,6 +227,23 @@ def test_nan_on_one_device_of_one_worker_is_skipped_by_all():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.inner))
 
 
+def test_larger_workers_that_go_on_with_a_state_of_smaller_ones_are_noticed():
+    """Their devices have different residuals, and count them as one worker's."""
+
+    def step(inside, state):
+        optimizer = def_jax.error_feedback(def_jax.random_block(2), 'devices', inside=inside)
+        return jax.pmap(lambda g, state: optimizer.update(g, state)[1], 'devices')(grads, state)
+
+    grads = np.arange(32.0, dtype=np.float32).reshape(4, 8)
+    first = def_jax.error_feedback(def_jax.random_block(2), 'devices').init(jnp.zeros(8))
+    state = step(None, jax.tree.map(lambda x: jnp.stack([x] * 4), first))
+    one = def_jax.stack_state(def_jax.unstack_state(state, 1))
+    saved = def_jax.stack_state(step(2, def_jax.unstack_state(one, 4)))
+    assert saved.worker.tolist() == [[0, 2], [0, 2], [1, 2], [1, 2]]
+    with pytest.raises(ValueError, match=r'workers 0, 1, 2, 3, with which others have gone on'):
+        def_jax.stack_state(step(2, state))
+
+
 @pytest.mark.parametrize(
     ('axis_name', 'inside', 'words'),
     [

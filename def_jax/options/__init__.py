@@ -197,8 +197,9 @@ class Options:
             after = after._replace(detach=best)
         elif isinstance(self.detach, jax.Array):  # of `optax.inject_hyperparams`
             after = after._replace(detach=self.first_detach)
-        first = before.worker < 0
-        return after._replace(worker=jnp.where(first, axis_index(self.workers), before.worker))
+        here = jnp.array([axis_index(self.workers), num_workers(self.workers)], jnp.int32)
+        own = jnp.all((before.worker == here) | (before.worker == -1))
+        return after._replace(worker=jnp.where(own, here, before.worker.at[1].set(-2)))
 
 
 def pend(updates: PyTree, carried: PyTree) -> PyTree:

@@ -65,20 +65,23 @@ def released(tree: PyTree) -> PyTree:
 
 
 def check_whose(numbers: np.ndarray, caller: str, *, all_workers: bool = True) -> None:
-    """Raises ValueError unless stacked states are those of workers 0, 1, ..., as their numbers say.
+    """Raises ValueError unless stacked states are those of workers 0, 1, ..., K - 1, as they themselves say.
 
-    Neighbours have one number if they are devices of one worker, and -1 before their first step. Of some
-    workers, of one process, the first may be any.
+    `numbers`, int [..., 2], are `worker` of `ErrorFeedbackState`, the same on a worker's devices, which
+    are neighbours. Of some workers, of one process, the first may be any.
     """
-    numbers = numbers.ravel()
+    numbers = numbers.reshape(-1, 2)
     if (numbers == -1).all():
         return
-    size = np.count_nonzero(numbers == numbers[0])
-    expected = (0 if all_workers else numbers[0]) + np.arange(numbers.size) // size
-    if (numbers != expected).any() or (all_workers and size == numbers.size > 1):
-        shown = ', '.join(map(str, numbers[:8])) + (', ...' if numbers.size > 8 else '')
+    own, counts = numbers.T
+    size = np.count_nonzero(own == own[0])
+    expected = (0 if all_workers else own[0]) + np.arange(own.size) // size
+    count = own.size // size if all_workers else counts[0]
+    if (own != expected).any() or (counts != count).any() or count < 1:
+        shown = ', '.join(map(str, own[:8])) + (', ...' if own.size > 8 else '')
+        of = ', with which others have gone on' if counts.min() < 0 else f' of {counts[0]}'
         raise ValueError(
-            f'{caller}: these are states of the workers {shown}, but must be those of 0, 1, ... in this '
+            f'{caller}: these are states of the workers {shown}{of}, but must be those of 0, 1, ... in this '
             'order, all of them: other residuals are lost. Restore what def_jax.stack_state has saved, for '
             'another number of workers by def_jax.unstack_state(saved, num_workers); or train on from x with '
             'a new state, optimizer.init(params).'

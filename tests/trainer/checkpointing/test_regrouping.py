@@ -104,7 +104,7 @@ def test_devices_become_one_worker(data_dir, tmp_path):
     with Checkpoints(tmp_path, experiment) as manager:
         state = manager.restore(experiment.steps.init())
     for link in link_states(state.opt_state):
-        assert link.worker.tolist() == [0, 0, 1, 1]
+        assert link.worker.tolist() == [[0, 2], [0, 2], [1, 2], [1, 2]]
         for residual in map(np.asarray, jax.tree.leaves(link.residual)):
             assert (residual[::2] == residual[1::2]).all()
         assert any((np.asarray(x)[0] != np.asarray(x)[2]).any() for x in jax.tree.leaves(link.residual))
