@@ -1,0 +1,59 @@
+"""How DEF-Q's gap to AdamW changes with the length of a run.
+
+The plan, committed before its runs. The transformer of 33 k parameters trains for 300, 1,200, 3,000 and
+10,000 steps with 8 workers; 1,200 are those of other experiments, whose runs these are. AdamW has the better
+of the decays that experiments/adamw.py found best, DEF-Q the bits that own_chunk found better. Rates are
+chosen by the rule of all experiments for each length; those of 10,000 steps, a factor of two apart, by one
+seed.
+"""
+
+from experiments.adamw import adamw
+from experiments.own_chunk import exact
+from experiments.tuning import Setting
+
+__all__ = ['ALONG', 'PAGE', 'SETTINGS']
+
+
+def _setting(steps: int, first: float, tuning_seeds: range, seeds: range, factor: float = 2**0.5) -> Setting:
+    where: dict[str, object] = {'size': '33k'}
+    if steps != 1200:
+        where['steps'] = steps
+    return Setting(
+        name=f'{steps:,} steps',
+        problem='text',
+        where=where,
+        contenders=[adamw(0.8, 0.95, first), exact(64, 2, first), exact(256, 1, first)],
+        tuning_seeds=tuning_seeds,
+        seeds=seeds,
+        margin=0.01,
+        factor=factor,
+    )
+
+
+SETTINGS = [
+    _setting(300, 0.025, range(100, 102), range(1000, 1005)),
+    _setting(1200, 0.0177, range(100, 102), range(1000, 1005)),
+    _setting(3000, 0.0125, range(100, 102), range(1000, 1005)),
+    _setting(10000, 0.0125, range(100, 101), range(1000, 1003), factor=2.0),
+]
+
+ALONG = {'1/64 of the bytes': '1/64, 2 bits', '1/256 of the bytes': '1/256, 1 bit'}
+
+PAGE = """\
+# Longer runs
+
+**Question.** How does the gap between DEF-Q and dense AdamW change with the length of a run?
+
+![Nats behind AdamW against steps, at 1/64 and at 1/256 of the bytes](along.png)
+
+{table}
+
+**Setting.**
+
+**Limits.**
+
+{origins}
+
+    python -m experiments run length
+    python -m experiments page length
+"""
