@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == 'page':
             from experiments import pages
 
-            curves = getattr(experiment, 'CURVES', None)
-            pages.write_experiment(experiment.SETTINGS, experiment.PAGE, folder, curves)
+            pictures = (getattr(experiment, name, None) for name in ('CURVES', 'ALONG'))
+            pages.write_experiment(experiment.SETTINGS, experiment.PAGE, folder, *pictures)
         else:
             from def_jax.trainer.launch import command_line
 

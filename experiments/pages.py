@@ -14,7 +14,17 @@ from experiments.spec import Record, Records
 from experiments.statistics import Difference
 from experiments.tuning import Cell, Setting
 
-__all__ = ['Row', 'draw', 'draw_curves', 'origins', 'rows', 'table', 'write', 'write_experiment']
+__all__ = [
+    'Row',
+    'draw',
+    'draw_along',
+    'draw_curves',
+    'origins',
+    'rows',
+    'table',
+    'write',
+    'write_experiment',
+]
 
 
 class Row(NamedTuple):
@@ -182,6 +192,32 @@ def draw_curves(
         axes[0, 0].legend()
 
 
+def draw_along(lines: Mapping[str, str], found: Sequence[Row], path: Path) -> None:
+    """How far methods are behind the first of their setting, against the steps of a run, with intervals.
+
+    Args:
+        lines: by label, the title of a method.
+        found: rows, of one problem that is trained for several numbers of steps.
+        path: of the picture.
+    """
+    with pictures.panels(path, 1, 1, heights=[2.0]) as axes:
+        (panel,) = axes.flat
+        for index, (label, title) in enumerate(lines.items()):
+            along = [row for row in found if row.cell.contender.title == title and row.difference]
+            steps = [problems.config_of(row.cell.spec).num_steps for row in along]
+            means, lows, highs = np.array([row.difference[:3] for row in along]).T  # type: ignore[index]
+            style = pictures.variant_style(pictures.COLORS['DEF'], index, len(lines))
+            panel.errorbar(
+                steps, -means, [highs - means, means - lows], marker='o', capsize=2, label=label, **style
+            )
+        panel.axhline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
+        panel.set(
+            xscale='log', xlabel='steps of the run', ylabel=f'nats behind {found[0].cell.contender.title}'
+        )
+        pictures.plain_log(panel.xaxis)
+        panel.legend()
+
+
 def origins(records: Sequence[Record]) -> str:
     """Where the records of a page come from, in a sentence for each machine and set of versions."""
     by_place: dict[str, set[str]] = {}
@@ -201,6 +237,7 @@ def write_experiment(
     text: str,
     folder: Path,
     curves: Mapping[str, tuple[str, str]] | None = None,
+    along: Mapping[str, str] | None = None,
 ) -> None:
     """Writes an experiment's page and its pictures from the records in a folder.
 
@@ -209,6 +246,7 @@ def write_experiment(
         text: the page, with `{table}`, `{origins}` and marks for numbers in it, see `numbers`.
         folder: of the experiment, under results/.
         curves: of curves.png, see `draw_curves`.
+        along: of along.png, see `draw_along`.
 
     Raises:
         ValueError: if no setting has two finished methods.
@@ -224,6 +262,8 @@ def write_experiment(
     draw(found, folder / 'differences.png')
     if curves:
         draw_curves(curves, itertools.chain.from_iterable(finished), records, folder / 'curves.png')
+    if along:
+        draw_along(along, found, folder / 'along.png')
     text = text.format(table=table(found) + _absent(found) + _earlier(found), origins=origins(list(records)))
     write(folder / 'README.md', numbers.filled(text, lambda name: (settings, found)))
 

@@ -22,9 +22,8 @@ FILLED = MARK.format('difference', '-0.04 [-0.71, +0.62]')
 def test_a_page_of_results_follows_from_its_records(name, tmp_path):
     shutil.copy(RESULTS / name / 'runs.jsonl', tmp_path)
     experiment = importlib.import_module(f'experiments.{name}')
-    pages.write_experiment(
-        experiment.SETTINGS, experiment.PAGE, tmp_path, getattr(experiment, 'CURVES', None)
-    )
+    pictures = (getattr(experiment, name, None) for name in ('CURVES', 'ALONG'))
+    pages.write_experiment(experiment.SETTINGS, experiment.PAGE, tmp_path, *pictures)
     for page in (RESULTS / name).glob('*.md'):
         assert page.read_text() == (tmp_path / page.name).read_text()
     drawn = {path.name for path in tmp_path.glob('*.png')}
