@@ -278,6 +278,8 @@ def test_j_a_state_that_belongs_to_another_worker_is_noticed_whenever_it_was_res
     """Steps make residuals differ that were copies."""
     optimizer = wrapper()
     state = jax.tree.map(lambda x: np.stack([np.asarray(x)[k] for k in order]), train(optimizer, 2)[1])
+    with pytest.raises(ValueError, match=f'workers {", ".join(map(str, order))} of 4|same residual'):
+        def_jax.stack_state(state)
     step = jax.vmap(functools.partial(plain_step, optimizer), in_axes=(None, 0, 0), axis_name='workers')
     _, state = step(PARAMS, state, DATA[: len(order), 3])
     shown = f'these are states of the workers {", ".join(map(str, order))}, with which others have gone on'

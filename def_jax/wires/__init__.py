@@ -12,7 +12,7 @@ from def_jax.ground.barriers import materialized, part_places, rounded
 from def_jax.ground.collectives import Group, group_of, num_workers, pmean
 from def_jax.ground.types import Arrive, AxisName
 from def_jax.wires import few_bits
-from def_jax.wires.division import ALONE, Division, Stretch, stretches
+from def_jax.wires.division import ALONE, Division, stretches
 from def_jax.wires.layouts import Layout
 
 Bits = Literal[1, 2, 4, 8, 16, 32]
@@ -39,30 +39,22 @@ class Route(NamedTuple):
     workers: Group
     bits: Bits
     holders: tuple[Group, ...]  # of each part, within a worker
+    division: Division  # what each of these sends, in elements
+    plan: few_bits.Plan | None  # of few bits; None for floats, and for nothing
+    layout: Layout  # where the parts of a message lie for `exchange`
 
     @classmethod
     def of(cls, sizes: Sequence[int], axes: AxisName | Group, bits: Bits, holders: Any = None) -> 'Route':
         """By default, a worker is one device."""
-        return cls(tuple(sizes), group_of(axes), bits, tuple(holders or [ALONE] * len(sizes)))
-
-    @property
-    def layout(self) -> Layout:
-        """Where the parts of a message lie for `exchange`."""
-        plan = self._plan()
-        return self._division().layout(self.sizes) if plan is None else plan.layout
-
-    def _stretches(self) -> tuple[Stretch, ...]:
+        workers, alone = group_of(axes), [ALONE] * len(sizes)
+        holders = tuple(holders or alone)
         # A single worker sends nothing that could be divided.
-        return stretches(self.holders if num_workers(self.workers) > 1 else [ALONE] * len(self.sizes))
-
-    def _division(self) -> Division:
-        return Division.of(self._stretches(), self.sizes)
-
-    def _plan(self) -> few_bits.Plan | None:
-        """How it travels in few bits; None for floats, and for nothing."""
-        if self.bits >= 16 or not any(self.sizes):
-            return None
-        return few_bits.plan(self.sizes, num_workers(self.workers), self.bits, self._stretches())
+        found = stretches(holders if num_workers(workers) > 1 else alone)
+        division, plan = Division.of(found, sizes), None
+        if bits < 16 and any(sizes):
+            plan = few_bits.plan(tuple(sizes), num_workers(workers), bits, found)
+        layout = division.layout(sizes) if plan is None else plan.layout
+        return cls(tuple(sizes), workers, bits, holders, division, plan, layout)
 
     def exchange(
         self,
@@ -80,15 +72,14 @@ class Route(NamedTuple):
         messages, each part's squares times its weight, float32 [parts]; None without weights. Its sum over a
         worker's devices counts every element once.
         """
-        if (plan := self._plan()) is not None:
-            return Exchanged(*few_bits.exchange(message, plan, self.workers, weights, arrive))
+        if self.plan is not None:
+            return Exchanged(*few_bits.exchange(message, self.plan, self.workers, weights, arrive))
         dtype = jnp.dtype(jnp.float32 if self.bits == 32 else jnp.bfloat16)
         # Hides from XLA that in float32 nothing is rounded: it therefore takes the message before it
         # overwrites the residual in place, without a copy. On GPUs, XLA would also take the block again in
         # every kernel that puts the rest of it back.
         message, numbers = materialized((message, rounded(message, dtype)))
-        division = self._division()
-        sent = division.section(numbers)
+        sent = self.division.section(numbers)
         if weights is not None:
             counts = jnp.array([num_workers(group) for group in self.holders], jnp.float32)
             weights = weights / counts
@@ -96,8 +87,8 @@ class Route(NamedTuple):
         sent = materialized(sent.astype(dtype))
         mean = arrive(sent, pmean(sent, self.workers).astype(jnp.float32))
         if weights is None:
-            return Exchanged(division.whole(mean), message - numbers, None)
-        mean, messages = division.whole(mean[:-1]), mean[-1]
+            return Exchanged(self.division.whole(mean), message - numbers, None)
+        mean, messages = self.division.whole(mean[:-1]), mean[-1]
         return Exchanged(mean, message - numbers, jnp.stack([self._energy(mean, weights), messages]))
 
     def _energy(self, message: jax.Array, weights: jax.Array) -> jax.Array:
