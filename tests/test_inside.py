@@ -31,7 +31,7 @@ CASES = [  # mapping, K, S, options
     ('vmap', 3, 4, {'bits': 1, 'every': 3, 'overlap': True}),
     ('vmap', 8, 2, {'bits': 8, 'detach': 'auto'}),
     ('vmap', 2, 4, {'bits': 16}),
-    ('vmap', 1, 3, {'bits': 2}),
+    ('shard_map with types', 1, 3, {'bits': 2, 'every': 3, 'outer': (0.7, 0.8)}),
     ('shard_map', 2, 4, {'bits': 2, 'outer': (0.7, 0.8)}),
     ('shard_map', 2, 3, {'bits': 32, 'average_every': 3}),
     ('shard_map with types', 2, 2, {'bits': 2, 'detach': 'auto'}),

@@ -32,7 +32,7 @@ import numpy as np
 from jax import lax
 
 from def_jax.ground.barriers import in_memory
-from def_jax.ground.collectives import Group, all_gather, all_to_all, axis_index
+from def_jax.ground.collectives import Group, all_gather, all_to_all, axis_index, pmean
 from def_jax.ground.types import Arrive
 from def_jax.wires.division import ALONE, Division, Stretch
 from def_jax.wires.layouts import Layout
@@ -207,7 +207,8 @@ def exchange(
     if p.workers == 1:
         unit = _units(block[0], tiles_of, part[0], count, p.bits)
         _, sent = _rounded(block, unit[part], p.bits)
-        return sent.reshape(-1), (block - sent).reshape(-1), energy
+        # Of one worker, its mean: where types say what varies over workers, it is known not to.
+        return pmean(sent.reshape(-1), workers), (block - sent).reshape(-1), energy
 
     k = axis_index(workers)
     mine = jnp.arange(p.workers) == k
