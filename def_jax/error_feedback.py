@@ -27,7 +27,6 @@ from def_jax.ground.collectives import (
     check_shared,
     pmean,
     vary,
-    vary_if_tracked,
     varying_axes,
 )
 from def_jax.ground.random import shared_key
@@ -165,10 +164,10 @@ def error_feedback(
         return ErrorFeedbackState(
             step=jnp.zeros((), jnp.uint32),
             key=shared_key(seed),
-            residual=vary_if_tracked(float32_zeros(params), axis_name),  # line 2
+            residual=float32_zeros(params),  # line 2
             detach=options.first_detach,
             inner=(),
-            worker=vary_if_tracked(jnp.full(2, -1, jnp.int32), axis_name),
+            worker=jnp.full(2, -1, jnp.int32),
             **options.init(params),
         )
 
@@ -218,7 +217,7 @@ def wrapped(
                 'inner= holds another def_jax.error_feedback, such as def_sgd: updates would wait twice. '
                 "Pass the worker's optimizer alone, e.g. inner=optax.sgd(0.1, momentum=0.9)."
             )
-        return state._replace(inner=vary_if_tracked(started, axis_name))
+        return state._replace(inner=started)
 
     def local(grads, state, params, extra_args):  # line 6, after the gradient
         extra_args, weight = dict(extra_args), extra_args.get('weight')

@@ -10,7 +10,7 @@ from jax import lax
 from def_jax.baselines.base import plus
 from def_jax.compressors import Compressor, check_compressor
 from def_jax.ground.arguments import check_seed, is_number
-from def_jax.ground.collectives import check_not_summed, pmean
+from def_jax.ground.collectives import check_not_summed, pmean, vary_if_tracked
 from def_jax.ground.random import shared_key
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.state.link import float32_updates, float32_zeros, link
@@ -143,7 +143,8 @@ def ef21_sgdm(
         raise ValueError(f'{averaging=} must be a number in (0, 1]: η, the weight of the newest gradient.')
 
     def init_fn(params) -> GradientAverageState:
-        return GradientAverageState(jnp.zeros((), jnp.uint32), float32_zeros(params))
+        average = vary_if_tracked(float32_zeros(params), axis_name)
+        return GradientAverageState(jnp.zeros((), jnp.uint32), average)
 
     def update_fn(updates, state, params=None):
         del params

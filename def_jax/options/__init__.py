@@ -18,7 +18,6 @@ from def_jax.ground.collectives import (
     divided,
     num_workers,
     pmean,
-    vary_if_tracked,
 )
 from def_jax.ground.types import Arrive, AxisName, PyTree
 from def_jax.options import detach_estimate, narrow, outer, skipping
@@ -112,7 +111,7 @@ class Options:
         if self.skip_nonfinite:
             fields['skipped'] = jnp.zeros((), jnp.uint32)
             if self.overlap:
-                fields['left_out'] = vary_if_tracked(jnp.zeros((), bool), self.axis_name)
+                fields['left_out'] = jnp.zeros((), bool)
         if self.outer is not None:
             fields['outer'] = self.outer.init(float32_zeros(params))
         if self.estimates_detach:

@@ -16,7 +16,15 @@ import optax
 from jax import NamedSharding, P
 from jax.tree_util import keystr
 
-from def_jax.ground.collectives import Group, axis_names, check_axis_name, check_not_summed, pmax, psum
+from def_jax.ground.collectives import (
+    Group,
+    axis_names,
+    check_axis_name,
+    check_not_summed,
+    pmax,
+    psum,
+    vary_if_tracked,
+)
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.state.specs import spec_axes, specs_like
 
@@ -38,6 +46,11 @@ def link(
     field `inner`.
     """
     check_axis_name(axis_name)
+
+    def init_fn(params):
+        state = init(params)
+        own = {name: vary_if_tracked(getattr(state, name), axis_name) for name in state.per_worker}
+        return state._replace(**own)
 
     def one_step(updates, state, params):
         applied, state = step(updates, state, params)
@@ -62,7 +75,7 @@ def link(
         applied, state = shards.run(one_step, updates, state._replace(inner=()), params, by_shards)
         return applied, state._replace(inner=inner)
 
-    return optax.GradientTransformationExtraArgs(init, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class Shards(NamedTuple):

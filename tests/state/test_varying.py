@@ -139,6 +139,27 @@ def test_types_prove_that_all_workers_get_the_same_parameters(name):
     trace(*with_point(name))
 
 
+@pytest.mark.parametrize('workers', [1, NUM_WORKERS])
+@pytest.mark.parametrize('name', [*OPTIMIZERS, *LINKED])
+def test_a_state_that_is_made_inside_has_the_types_of_later_ones(name, workers):
+    optimizer = (OPTIMIZERS | LINKED)[name]
+
+    def step(carry, grads):
+        params, state = carry
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    def run(grads):
+        (params, _), _ = jax.lax.scan(
+            step, (PARAMS, optimizer.init(PARAMS)), jax.tree.map(lambda g: g[0], grads)
+        )
+        return params
+
+    mesh = jax.sharding.Mesh(jax.devices()[:workers], ('workers',))
+    grads = jax.tree.map(lambda x: jnp.ones((workers, 3, *x.shape)), PARAMS)
+    jax.eval_shape(jax.shard_map(run, mesh=mesh, in_specs=P('workers'), out_specs=P()), grads)
+
+
 @pytest.mark.parametrize(
     ('optimizer', 'gradient', 'message'),
     [
