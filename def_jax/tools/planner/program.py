@@ -13,10 +13,13 @@ from def_jax.tools.planner import advice, comparison, measure
 from def_jax.tools.planner.devices import DEVICES, Device, get_device
 
 _HELP = {
-    'params': 'number of model parameters, e.g. 25.6M or 7B',
+    'params': "number of parameters that are trained, e.g. 25.6M or 7B; with LoRA, the adapters'",
     'step_time': 'seconds of computation per step on a worker, without communication',
     'bandwidth': "bandwidth of a worker's link: '10gbit', '10GB/s', or a number in bits per second",
-    'workers': 'number of workers: racks, nodes or GPUs, whatever lies on one side of the slow line',
+    'workers': (
+        'number of workers: racks, nodes or GPUs, whatever lies on one side of the slow line; 1 for all GPUs '
+        'of one machine'
+    ),
     'latency': 'latency of one message between neighbours, in seconds; over the internet 0.01 to 0.1',
     'overlap': 'fraction of the dense all-reduce that overlaps with computation; --dense-step measures it',
     'overhead': 'extra seconds per step for the compressed update',
@@ -44,7 +47,8 @@ _FLOPS = (
 )
 _NOTES = (
     "Each of Streaming DiLoCo's messages is taken to hide behind one gradient, which is the best case. "
-    'A device holds parameters, gradients and optimizer state in float32, and activations, not counted here.'
+    'A device holds parameters, gradients and optimizer state in float32; activations and frozen parameters '
+    'are not counted here.'
 )
 
 
@@ -71,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     if measured and jax.process_index() > 0:
         return 0
     told = _NO_ADVICE if bound else advice.advise(plan, found, optimizer)
-    print(*notes, comparison.table(plan, found), _NOTES, told, sep='\n\n')
+    shown = [comparison.table(plan, found), _NOTES] if plan.workers > 1 else []
+    print(*notes, *shown, told, sep='\n\n')
     return 0
 
 
