@@ -139,6 +139,30 @@ def test_any_arguments_keys_and_auxiliary_values():
             dist.mean(mean)
 
 
+@jax.tree_util.register_pytree_node_class
+class Key:
+    """As kauldron's keys are: a node that takes a number for a seed."""
+
+    def __init__(self, key):
+        self.key = jax.random.PRNGKey(key) if isinstance(key, int) else key
+
+    def tree_flatten(self):
+        return [self.key], None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+@pytest.mark.parametrize('mapping', ['vmap', 'shard_map'])
+def test_keys_in_nodes_of_other_libraries(mapping):
+    dist = spmd()
+    params, state = initial(dist)
+    run = dist.at_points(lambda p, batch, key: jax.random.normal(key.key), keys=(2,), mapping=mapping)
+    expected = [jax.random.normal(jax.random.fold_in(jax.random.PRNGKey(3), k)) for k in range(2)]
+    np.testing.assert_allclose(run(params, state, BATCH, Key(3)), expected)
+
+
 def test_keyword_arguments_have_any_name():
     names = dict.fromkeys(('grad_fn', 'split', 'keys', 'params', 'opt_state', 'point'), 1.0)
     dist = spmd()
