@@ -296,7 +296,7 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
         ([*FLAGS, '--workers=4.5'], "plan: argument --workers: invalid int value: '4.5'"),
         ([*FLAGS, '--output=.'], "plan: output='.' is a folder"),
         ([*FLAGS, '--output=no/such/folder/x.png'], 'plan: [Errno 2] No such file or directory'),
-        (FLAGS[:2], 'plan: the following arguments are required: --bandwidth, --workers'),
+        (FLAGS[:2], 'plan: the following arguments are required: --bandwidth (or --measure), --workers'),
         ([*DEVICE, '--device=h101', '--flops=1e12'], "plan: device='h101' is unknown"),
         ([*FLAGS, '--local-steps=0'], 'plan: local_steps=0 must be an integer in [1, '),
         ([*FLAGS, '--measure'], 'plan: --measure and --bandwidth exclude each other'),
@@ -310,7 +310,7 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
         ([*FLAGS, '--utilisation=0.4'], 'plan: --utilisation has no effect without --flops'),
         ([*DEVICE, '--flops=1', '--utilisation=40'], 'plan: utilisation=40.0 must be a number in'),
         ([*FLAGS, '--flops=1'], 'plan: --flops has no effect without --device'),
-        (DEVICE, 'plan: the following arguments are required: --step-time'),
+        (DEVICE, 'plan: the following arguments are required: --step-time (or --device and --flops)'),
         ([*DEVICE, '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),
     ],
 )

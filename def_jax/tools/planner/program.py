@@ -36,6 +36,7 @@ _NO_ADVICE = (
     'network look slow.'
 )
 
+_OR = {'step_time': ' (or --device and --flops)', 'bandwidth': ' (or --measure)'}
 _PLACE = {
     'coordinator_address': (str, 'for --measure on several hosts: HOST:PORT of process 0'),
     'num_processes': (int, 'for --measure on several hosts: how many processes take part'),
@@ -75,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     if measured and jax.process_index() > 0:
         return 0
     told = _NO_ADVICE if bound else advice.advise(plan, found, optimizer)
-    shown = [comparison.table(plan, found), _NOTES] if plan.workers > 1 else []
-    print(*notes, *shown, told, sep='\n\n')
+    shown = [*notes, comparison.table(plan, found), _NOTES] if plan.workers > 1 else []
+    print(*shown, told, sep='\n\n')
     return 0
 
 
@@ -103,7 +104,7 @@ def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[s
         _bound(values, device, flops, utilisation)
     if values['latency'] is None:
         values['latency'] = planner.Plan.latency
-    if missing := [_flag(field) for field in values if values[field] is None]:
+    if missing := [_flag(field) + _OR.get(field, '') for field in values if values[field] is None]:
         parser.error(f'the following arguments are required: {", ".join(missing)}')
     plan = planner.Plan(**values | {'bandwidth': planner.parse_bandwidth(values['bandwidth'])})
     notes = [_workers(plan)] + ([link.describe()] if link is not None else [])
