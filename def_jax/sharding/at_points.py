@@ -6,6 +6,7 @@ ordinary, where vmap groups them by worker; constraints in it name axes within a
 `jax.shard_map` in it takes no mesh.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from jax import NamedSharding, P, lax
 
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
 from def_jax.ground.arguments import check_choice, named_leaves
+from def_jax.ground.jaxpr import equations
 from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
 from def_jax.sharding.worker_mesh import WorkerMesh
@@ -38,6 +40,10 @@ _REMEDIES = {
         'batch, batch_stats). A jax.shard_map in it takes no mesh=.'
     ),
 }
+_GROUPED = (
+    'jax.vmap groups the convolutions of this function by worker, which makes them slow and takes several '
+    "times the memory. Pass mapping='shard_map' to value_and_grad or at_points of def_jax.spmd."
+)
 
 
 def check_arguments(split: tuple[int, ...], keys: tuple[int, ...], mapping: Mapping) -> None:
@@ -118,7 +124,10 @@ def _on_workers(
     # For PartitionSpecs in the function, as within a `jax.shard_map`, where the user has set no mesh.
     with jax.sharding.use_abstract_mesh(workers.mesh.abstract_mesh if context.empty else context):
         try:
-            return jax.jit(mapped)(stacked, shared)
+            program = jax.jit(mapped)
+            if mapping == 'vmap' and _groups(program.trace(stacked, shared).jaxpr, size):
+                warnings.warn(_GROUPED, stacklevel=4)  # where the user calls the function
+            return program(stacked, shared)
         except Exception as error:
             error.add_note(
                 f'def_jax.spmd runs the function on every worker, mapped over {axis!r} by {mapping=}: its '
@@ -126,6 +135,13 @@ def _on_workers(
                 + _REMEDIES[mapping]
             )
             raise
+
+
+def _groups(program: Any, size: int) -> bool:
+    """Whether a traced program has convolutions in as many groups as there are workers, or a multiple."""
+    found = (each.params for each in equations(program) if each.primitive.name == 'conv_general_dilated')
+    groups = [max(of['feature_group_count'], of['batch_group_count']) for of in found]
+    return size > 1 and any(number % size == 0 for number in groups)
 
 
 def mean(tree: PyTree, num_workers: int) -> PyTree:

@@ -1,5 +1,6 @@
 """The states of links, and which leaves of an optimizer's state are per-worker: those that they name."""
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -154,7 +155,10 @@ def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:
     >>> each(lambda mine, x: x if mine else -x, {'a': True, 'b': False}, {'a': [1, 2], 'b': 3})
     {'a': [1, 2], 'b': -3}
     """
-    return jax.tree.map(function, jax.tree.broadcast(own, trees[0]), *trees)
+    # Not by a tree of booleans like the first: nodes of other libraries, such as keys, may refuse these.
+    return jax.tree.map(
+        lambda mine, *parts: jax.tree.map(functools.partial(function, mine), *parts), own, *trees
+    )
 
 
 def check_inner(state: PyTree) -> None:

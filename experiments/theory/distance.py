@@ -102,10 +102,10 @@ def main():
         ages = [with_ages(moment, ratio) for moment in MOMENTS]
         axes[1].plot(MOMENTS, ages, 'x', color='gray', label='with ages' if ratio == RATIOS[-1] else None)
     axes[1].plot(MOMENTS, equation_19(MOMENTS), color=reporting.BOUND, label='Eq. 19')
-    axes[0].set(xscale='log', yscale='log', xlabel='M² / σ²', ylabel='mean distance to y (Eq. 9) / η²σ²')
+    axes[0].set(xscale='log', yscale='log', xlabel='M² / σ²', ylabel='distance to y (Eq. 9) / η²σ²')
     axes[1].set(xscale='log', xlabel='M² / σ²', ylabel='λ')
     for each in axes:
-        each.legend(fontsize='small')
+        each.legend(fontsize='xx-small')
     header = ['ratio', 'M²/σ²', 'EF', 'λ of Eq. 19', 'λ = 1', 'Eq. 19', 'with ages', 'best λ']
     setting = {
         'workers': NUM_WORKERS,

@@ -31,6 +31,7 @@ REACHES = {
     'recipes/ema': ('sklearn', 200, lambda accuracy: accuracy > 0.9),
     'recipes/gan': ('jax', 1500, lambda distance: distance < 0.5),  # of the means; it begins at 2
     'recipes/gradient_norm': ('sklearn', 150, lambda loss: loss < 0.6),
+    'recipes/kauldron_train_step': ('kauldron', '', lambda accuracy: accuracy > 0.85),
     'recipes/lora': ('sklearn', 100, lambda loss: loss < 0.5),
     'recipes/muon': ('sklearn', 80, lambda loss: loss < 0.6),
     'recipes/scenic_train_step': ('flax', 200, lambda accuracy: accuracy > 0.85),

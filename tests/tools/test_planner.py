@@ -89,7 +89,7 @@ def test_fsdp_by_hand():
     [
         (FAST, r'Dense is best: communication is \d % of its step[^$]*Change nothing'),
         (dataclasses.replace(FAST, overhead=0.01), 'Dense is best'),
-        (dataclasses.replace(SLOW, workers=1), 'Dense is best: communication is 0 %'),
+        (dataclasses.replace(SLOW, workers=1), 'One worker sends nothing to others'),
         (
             dataclasses.replace(SLOW, bandwidth=4e9),
             r'compression 64: [^$]*def_sgd\(rate, 64, [^$]*def_adamw\(rate, 64',
@@ -154,12 +154,37 @@ def test_what_does_not_fit_is_not_recommended():
     plan = dataclasses.replace(NODES, params=1e9, workers=16, fsdp=True)
     assert advised(plan).startswith('Start with Streaming DiLoCo')  # 3.5 GB a device
     told = advised(dataclasses.replace(plan, memory=3.4e9))
-    assert 'Train with dense, bfloat16, FSDP inside: communication is 96 % of its step, but nothing' in told
+    assert 'FSDP inside: communication is 96 % of its step, but the methods that have trained models' in told
+    assert 'hold more than the 3.4 GB of a device. Shard the model' in told
     assert 'DiLoCo' not in told and 'To compare DEF-Q, compression 16, FSDP inside' in told
     told = advised(dataclasses.replace(plan, memory=1e9))
     assert told.startswith('Train with dense, bfloat16, FSDP over all: ') and 'DEF-Q' not in told
     told = advised(dataclasses.replace(plan, memory=1e8))
     assert told.startswith('Nothing fits: parameters, gradients and state alone take 0.125 GB of a device')
+
+
+@pytest.mark.parametrize(
+    'plan',
+    [
+        dataclasses.replace(SLOW, bandwidth=20e9),
+        dataclasses.replace(NODES, params=7e9, step_time=60, fsdp=True),
+    ],
+)
+def test_it_says_how_much_of_the_all_reduce_must_be_hidden_for_dense_to_be_best(plan):
+    share = int(re.search(r'where (\d+) % hides, stay dense', advised(plan))[1]) / 100
+    assert advised(dataclasses.replace(plan, overlap=share + 0.01)).startswith('Dense is best')
+    assert advised(dataclasses.replace(plan, overlap=share - 0.01)).startswith('Start with')
+
+
+def test_what_a_step_is_too_short_to_hide_is_not_asked_for():
+    assert 'hides' not in advised(dataclasses.replace(SLOW, bandwidth=1e9))
+
+
+def test_one_machine_is_a_no(capsys):
+    flags = ['--params=350M', '--step-time=0.5', '--bandwidth=200gbit', '--workers=1', '--gpus-per-link=8']
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    assert '**Nothing here pays within one machine**' in printed and '|' not in printed
 
 
 @pytest.mark.parametrize('optimizer', comparison.OPTIMIZERS)
@@ -271,7 +296,7 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
         ([*FLAGS, '--workers=4.5'], "plan: argument --workers: invalid int value: '4.5'"),
         ([*FLAGS, '--output=.'], "plan: output='.' is a folder"),
         ([*FLAGS, '--output=no/such/folder/x.png'], 'plan: [Errno 2] No such file or directory'),
-        (FLAGS[:2], 'plan: the following arguments are required: --bandwidth, --workers'),
+        (FLAGS[:2], 'plan: the following arguments are required: --bandwidth (or --measure), --workers'),
         ([*DEVICE, '--device=h101', '--flops=1e12'], "plan: device='h101' is unknown"),
         ([*FLAGS, '--local-steps=0'], 'plan: local_steps=0 must be an integer in [1, '),
         ([*FLAGS, '--measure'], 'plan: --measure and --bandwidth exclude each other'),
@@ -285,7 +310,7 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
         ([*FLAGS, '--utilisation=0.4'], 'plan: --utilisation has no effect without --flops'),
         ([*DEVICE, '--flops=1', '--utilisation=40'], 'plan: utilisation=40.0 must be a number in'),
         ([*FLAGS, '--flops=1'], 'plan: --flops has no effect without --device'),
-        (DEVICE, 'plan: the following arguments are required: --step-time'),
+        (DEVICE, 'plan: the following arguments are required: --step-time (or --device and --flops)'),
         ([*DEVICE, '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),
     ],
 )

@@ -17,6 +17,7 @@ DEF_Q_ITSELF = 10.7e6  # the largest model trained with DEF-Q, a transformer, se
 BEHIND = {16: 0.003, 64: 0.069}  # nats that it ended behind AdamW, by compression
 CAREFUL = 10e6  # from so many parameters on, transformers take the smallest compression
 FAR = 5e-3  # seconds: a message that takes longer leaves a site
+_SHARD = 'Shard the model over more devices (`--fsdp`, `--gpus-per-link`).'
 _FAR_AWAY = (
     'Messages that take so long leave a site. **This is not for home users or strangers**: all processes '
     'must trust the whole network, such as a private line or a VPN between sites, and elastic training, '
@@ -36,13 +37,18 @@ def advise(plan: Plan, methods: Sequence[Prediction], optimizer: Optimizer | Non
         methods: what `comparison.compare` returned for it.
         optimizer: what the model is trained with, as for `compare`.
     """
+    if plan.workers == 1:
+        return (
+            'One worker sends nothing to others: train as you do now. **Nothing here pays within one '
+            'machine**, whether its GPUs talk over NVLink or PCIe.'
+        )
     fitting = [each for each in methods if each.memory <= (plan.memory or each.memory)]
     dense = next((each for each in fitting if each.family == 'dense'), None)
     if dense is None:
         least = min(each.memory for each in methods) / 1e9
         return (
             f'Nothing fits: parameters, gradients and state alone take {least:.3g} GB of a device that has '
-            f'{plan.memory / 1e9:.3g} GB. Shard the model over more devices (`--fsdp`, `--gpus-per-link`).'
+            f'{plan.memory / 1e9:.3g} GB. {_SHARD}'
         )
     others = [each for each in fitting if each.family != 'dense']
     if optimizer == 'adamw' and plan.params >= CAREFUL:
@@ -66,7 +72,10 @@ def advise(plan: Plan, methods: Sequence[Prediction], optimizer: Optimizer | Non
 def _stay(plan: Plan, dense: Prediction, pool: Sequence[Prediction]) -> str:
     share = f'communication is {_share(plan, dense):.0f} % of its step'
     if not pool:
-        return f'Train with {dense.name}: {share}, but nothing else of what has trained such models fits.'
+        return (
+            f'Train with {dense.name}: {share}, but the methods that have trained models of this size '
+            f'hold more than the {plan.memory / 1e9:.3g} GB of a device. {_SHARD}'
+        )
     gain = max([1.0, *(dense.seconds / each.seconds for each in pool)])
     kept = 'Change nothing' if plan.gpus_per_link == 1 else f'Train with {dense.name}'
     return f'Dense is best: {share}, and no method here is more than {gain:.2f} times as fast. {kept}.'
@@ -76,7 +85,7 @@ def _start(plan: Plan, dense: Prediction, near: Sequence[Prediction], tried: boo
     chosen, also = near[0], [each.name for each in near[1:] if each.family != near[0].family]
     told = (
         f'Start with {chosen.name}: {_faster(chosen, dense)}, whose communication is '
-        f'{_share(plan, dense):.0f} % of a step.'
+        f'{_share(plan, dense):.0f} % of a step.{_unless_hidden(plan, dense, near)}'
     )
     if also:
         told += f' {"; ".join(also)}: as fast within a tenth. If you use one of them already, stay.'
@@ -86,6 +95,18 @@ def _start(plan: Plan, dense: Prediction, near: Sequence[Prediction], tried: boo
     if 'DiLoCo' in chosen.family:
         told += ' In MaxText, set `enable_diloco=true` instead: it has a DiLoCo of its own.'
     return f'{told} These are times, not accuracies: compare both on your model.'
+
+
+def _unless_hidden(plan: Plan, dense: Prediction, near: Sequence[Prediction]) -> str:
+    """The share of the all-reduce that must be hidden for dense training to win, if a step can hide it."""
+    exposed = dense.seconds - plan.step_time
+    hidden = dense.seconds - WORTH * min(each.seconds for each in near)
+    if plan.overlap or hidden > plan.step_time:
+        return ''
+    return (
+        ' That takes none of it to hide behind the backward pass: where '
+        f'{100 * hidden / exposed:.0f} % hides, stay dense. `--dense-step` measures it.'
+    )
 
 
 def _caution(plan: Plan, chosen: Prediction, optimizer: Optimizer | None) -> str:

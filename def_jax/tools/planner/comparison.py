@@ -129,7 +129,10 @@ def _changes(plan: Plan) -> str:
     if plan.fsdp:
         return f'use {_SPMD} on a mesh whose other axis shards the parameters (docs: two racks)'
     if plan.gpus_per_link > 1:
-        return f'{_POINT}: under jax.pmap, {plan.gpus_per_link} neighbours are one worker'
+        return (
+            f'{_POINT}: under `jax.pmap`, {plan.gpus_per_link} neighbours are one worker. Under `jax.jit`, '
+            "leave `inside` out and use `def_jax.spmd(optimizer, mesh, jax.P(), 'workers')`"
+        )
     return f'{_POINT}. With several devices a worker, use {_SPMD} instead (docs: two racks)'
 
 
@@ -186,7 +189,7 @@ def table(plan: Plan, methods: Sequence[Prediction]) -> str:
     """The comparison as a Markdown table."""
     rows = [['', 'MB sent a step', 'step, ms', 'communication, ms', 'times as fast', 'GB a device']]
     for each in methods:
-        rest, speed_up = 1e3 * (each.seconds - plan.step_time), methods[0].seconds / each.seconds
+        rest, speed_up = 1e3 * max(0.0, each.seconds - plan.step_time), methods[0].seconds / each.seconds
         times = f'{1e3 * each.seconds:.2f}', f'{rest:.2f}', f'{speed_up:.2f}'
         rows.append([each.name, _short(each.sent / 1e6), *times, _short(each.memory / 1e9)])
     return markdown.table(rows)

@@ -13,10 +13,13 @@ from def_jax.tools.planner import advice, comparison, measure
 from def_jax.tools.planner.devices import DEVICES, Device, get_device
 
 _HELP = {
-    'params': 'number of model parameters, e.g. 25.6M or 7B',
+    'params': "number of parameters that are trained, e.g. 25.6M or 7B; with LoRA, the adapters'",
     'step_time': 'seconds of computation per step on a worker, without communication',
     'bandwidth': "bandwidth of a worker's link: '10gbit', '10GB/s', or a number in bits per second",
-    'workers': 'number of workers: racks, nodes or GPUs, whatever lies on one side of the slow line',
+    'workers': (
+        'number of workers: racks, nodes or GPUs, whatever lies on one side of the slow line; 1 for all GPUs '
+        'of one machine'
+    ),
     'latency': 'latency of one message between neighbours, in seconds; over the internet 0.01 to 0.1',
     'overlap': 'fraction of the dense all-reduce that overlaps with computation; --dense-step measures it',
     'overhead': 'extra seconds per step for the compressed update',
@@ -33,6 +36,7 @@ _NO_ADVICE = (
     'network look slow.'
 )
 
+_OR = {'step_time': ' (or --device and --flops)', 'bandwidth': ' (or --measure)'}
 _PLACE = {
     'coordinator_address': (str, 'for --measure on several hosts: HOST:PORT of process 0'),
     'num_processes': (int, 'for --measure on several hosts: how many processes take part'),
@@ -44,7 +48,8 @@ _FLOPS = (
 )
 _NOTES = (
     "Each of Streaming DiLoCo's messages is taken to hide behind one gradient, which is the best case. "
-    'A device holds parameters, gradients and optimizer state in float32, and activations, not counted here.'
+    'A device holds parameters, gradients and optimizer state in float32; activations and frozen parameters '
+    'are not counted here.'
 )
 
 
@@ -71,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     if measured and jax.process_index() > 0:
         return 0
     told = _NO_ADVICE if bound else advice.advise(plan, found, optimizer)
-    print(*notes, comparison.table(plan, found), _NOTES, told, sep='\n\n')
+    shown = [*notes, comparison.table(plan, found), _NOTES] if plan.workers > 1 else []
+    print(*shown, told, sep='\n\n')
     return 0
 
 
@@ -98,7 +104,7 @@ def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[s
         _bound(values, device, flops, utilisation)
     if values['latency'] is None:
         values['latency'] = planner.Plan.latency
-    if missing := [_flag(field) for field in values if values[field] is None]:
+    if missing := [_flag(field) + _OR.get(field, '') for field in values if values[field] is None]:
         parser.error(f'the following arguments are required: {", ".join(missing)}')
     plan = planner.Plan(**values | {'bandwidth': planner.parse_bandwidth(values['bandwidth'])})
     notes = [_workers(plan)] + ([link.describe()] if link is not None else [])
