@@ -33,6 +33,8 @@ import chex
 import jax
 import pytest
 
+from def_jax.elastic import network
+
 NUM_DEVICES = 8
 chex.set_n_cpu_devices(NUM_DEVICES)
 jax.devices()  # starts JAX now: else a first run with fewer fake devices would set their number
@@ -46,6 +48,14 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             trains = item.nodeid.startswith(('tests/trainer/', 'tests/examples/'))
             item.add_marker(pytest.mark.xdist_group('trainer' if trains else item.path.stem))
+
+
+@pytest.fixture(autouse=True, scope='session')
+def ports_of_this_process():
+    """Two processes of pytest at once do not choose the same port, which is free until a program listens."""
+    number, count = (os.environ.get(f'PYTEST_XDIST_WORKER{name}', '') for name in ('', '_COUNT'))
+    if count:
+        network._PORTS = network._PORTS[int(number.removeprefix('gw')) :: int(count)]
 
 
 def pytest_collection_finish(session):
