@@ -41,10 +41,10 @@ train: $(TRAIN)  ## Train DEF on digits with 16 fake devices, or CONFIG=language
 	$(BIN)/python train.py --config=configs/$(CONFIG).py --workdir=$(WORKDIR) $(ARGS)
 
 test: $(TEST)  ## Run all but the slow tests; pass flags as ARGS="-k name".
-	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) $(ARGS)
 
 test-slow: $(TEST)  ## Run the slow tests: complete runs, large networks, notebooks, a cluster.
-	$(BIN)/python -m pytest -m slow -n $(PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m slow -n $(PROCESSES) $(ARGS)
 
 lint: $(LINT)  ## Check style and types.
 	$(BIN)/ruff check .

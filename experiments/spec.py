@@ -48,7 +48,7 @@ class Spec:
     @property
     def key(self) -> str:
         """What identifies the run."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(vars(self), sort_keys=True)
 
     @property
     def group(self) -> str:

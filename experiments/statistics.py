@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 __all__ = [
     'LIKELY',
@@ -109,7 +109,7 @@ def _difference(mean: float, parts: Sequence[tuple[float, float, float, float]])
         return Difference(mean, -math.inf, math.inf, 1.0)
 
     def below(x: float) -> float:
-        return sum(w * stats.t.cdf((x - m) / max(error, 1e-12), df) for w, m, error, df in parts)
+        return sum(w * float(special.stdtr(df, (x - m) / max(error, 1e-12))) for w, m, error, df in parts)
 
     reach = 1e-9 + max(abs(m) + 1e4 * error for _, m, error, _ in parts)
     low, high = (optimize.brentq(lambda x, q=q: below(x) - q, -reach, reach) for q in (0.025, 0.975))

@@ -33,6 +33,8 @@ import chex
 import jax
 import pytest
 
+from def_jax.elastic import network
+
 NUM_DEVICES = 8
 chex.set_n_cpu_devices(NUM_DEVICES)
 jax.devices()  # starts JAX now: else a first run with fewer fake devices would set their number
@@ -40,12 +42,30 @@ jax.devices()  # starts JAX now: else a first run with fewer fake devices would 
 jax.config.update('jax_disable_most_optimizations', True)
 
 
-def pytest_collection_modifyitems(config, items):
-    """For `--dist loadgroup`: a process gets whole files, and one all that train, for what these share."""
-    if config.pluginmanager.hasplugin('xdist'):
-        for item in items:
-            trains = item.nodeid.startswith(('tests/trainer/', 'tests/examples/'))
-            item.add_marker(pytest.mark.xdist_group('trainer' if trains else item.path.stem))
+SLOW_TOGETHER = ('test_language_run.py', 'test_loop.py', 'test_command_line.py')  # they share runs
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist, whose own groups pytest 9.2 does not see
+def pytest_xdist_make_scheduler(config, log):
+    """A process gets whole files, and one all that train, for what these share; slow tests one by one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition('::')[0]
+            if config.option.markexpr == 'slow':
+                return file if file.endswith(SLOW_TOGETHER) else nodeid
+            return 'trainer' if file.startswith(('tests/trainer/', 'tests/examples/')) else file
+
+    return Scheduling(config, log)
+
+
+@pytest.fixture(autouse=True, scope='session')
+def ports_of_this_process():
+    """Two processes of pytest at once do not choose the same port, which is free until a program listens."""
+    number, count = (os.environ.get(f'PYTEST_XDIST_WORKER{name}', '') for name in ('', '_COUNT'))
+    if count:
+        network._PORTS = network._PORTS[int(number.removeprefix('gw')) :: int(count)]
 
 
 def pytest_collection_finish(session):
@@ -118,13 +138,12 @@ def small_files():
 
 
 @pytest.fixture(scope='session')
-def environment(tmp_path_factory):
-    """A user's environment, without what the suite sets; runs share the data and what they compile."""
-    folder = tmp_path_factory.mktemp('command_line')
+def environment():
+    """A user's environment, without what the suite sets; runs share what they compile."""
     unset = ('JAX_NUM_CPU_DEVICES', 'NPROC')
     return {name: value for name, value in os.environ.items() if name not in unset} | {
         'JAX_PLATFORMS': 'cpu',
-        'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+        'JAX_COMPILATION_CACHE_DIR': os.environ['JAX_COMPILATION_CACHE_DIR'] + '/of_programs',
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         # These runs compile longer than they train, and fake devices on a busy core wait long for each other.
         'XLA_FLAGS': ' '.join(

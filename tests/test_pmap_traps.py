@@ -52,6 +52,19 @@ def train(optimizer, steps=6, step=plain_step, axes=0, **options):
     return carry
 
 
+@functools.cache
+def trained():
+    """The optimizer of most tests, and its state after two steps."""
+    optimizer = wrapper()
+    return optimizer, train(optimizer, 2)[1]
+
+
+def one_step(optimizer, state, workers):
+    """The state after another step, of so many workers."""
+    step = jax.vmap(functools.partial(plain_step, optimizer), in_axes=(None, 0, 0), axis_name='workers')
+    return jax.jit(step)(PARAMS, state, DATA[:workers, 3])[1]
+
+
 def compiled(step, *arguments):
     return jax.pmap(step, 'workers', devices=DEVICES).lower(*arguments).compile()
 
@@ -230,7 +243,7 @@ def test_residuals_that_agree_by_chance_as_those_of_signs_do_are_no_averages_if_
 
 def test_rows_of_an_embedding_that_only_decay_are_no_averages():
     shapes = {'embedding': (80, 64), 'kernel': (72, 64), 'bias': (8,)}
-    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     link = wrapper(inner=optax.trace(0.9))
 
     def run(own):
@@ -250,11 +263,12 @@ def test_the_debug_mode_compares_the_parameters():
 
 def test_the_debug_mode_tells_divergence_from_averaged_gradients():
     optimizer = wrapper(inner=optax.sgd(jnp.inf))
+    step = jax.jit(functools.partial(plain_step, optimizer))
 
     def run(data):
         carry = PARAMS, optimizer.init(PARAMS)
         for t in range(2):
-            carry = plain_step(optimizer, *carry, data[t])
+            carry = step(*carry, data[t])
             def_jax.debug(*carry, 'workers')
 
     with pytest.raises(ValueError, match='not finite: training has diverged'):
@@ -276,12 +290,11 @@ def test_j_and_k_what_a_copy_of_one_worker_loses_is_refused():
 )
 def test_j_a_state_that_belongs_to_another_worker_is_noticed_whenever_it_was_restored(order):
     """Steps make residuals differ that were copies."""
-    optimizer = wrapper()
-    state = jax.tree.map(lambda x: np.stack([np.asarray(x)[k] for k in order]), train(optimizer, 2)[1])
+    optimizer, state = trained()
+    state = jax.tree.map(lambda x: np.stack([np.asarray(x)[k] for k in order]), state)
     with pytest.raises(ValueError, match=f'workers {", ".join(map(str, order))} of 4|same residual'):
         def_jax.stack_state(state)
-    step = jax.vmap(functools.partial(plain_step, optimizer), in_axes=(None, 0, 0), axis_name='workers')
-    _, state = step(PARAMS, state, DATA[: len(order), 3])
+    state = one_step(optimizer, state, len(order))
     shown = f'these are states of the workers {", ".join(map(str, order))}, with which others have gone on'
     with pytest.raises(ValueError, match=f'^stack_state: {shown}'):
         def_jax.stack_state(state)
@@ -292,11 +305,10 @@ def test_j_a_state_that_belongs_to_another_worker_is_noticed_whenever_it_was_res
 
 
 def test_j_other_workers_take_over_a_state_that_is_regrouped():
-    optimizer = wrapper()
-    state = def_jax.unstack_state(def_jax.stack_state(train(optimizer, 2)[1]), 3)
+    optimizer, state = trained()
+    state = def_jax.unstack_state(def_jax.stack_state(state), 3)
     assert state.worker.tolist() == [[-1, -1]] * 3
-    step = jax.vmap(functools.partial(plain_step, optimizer), in_axes=(None, 0, 0), axis_name='workers')
-    _, state = step(PARAMS, state, DATA[:3, 3])
+    state = one_step(optimizer, state, 3)
     assert state.worker.tolist() == [[0, 3], [1, 3], [2, 3]]
     def_jax.stack_state(state)
     jax.vmap(lambda s: def_jax.debug(PARAMS, s, 'workers'), axis_name='workers')(state)

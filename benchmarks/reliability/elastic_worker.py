@@ -8,10 +8,10 @@
 
 With `die=WHERE:N` the process kills itself at the N-th step, look or trace of the program, or while the first
 process writes the N-th checkpoint; with `freeze=WHERE:N` it stops there until SIGCONT. With `fail=N`, what it
-computed at the N-th step is lost, as by a collective that fails for it alone. With `flip=N`, its parameters
-change after the N-th step, as by who changes what it receives; with 0, in what it is given as it joins. With
-`late=N` it comes to the end of the N-th step's meeting only when FOLDER/go is there. The other keys are in
-`PLAN`.
+first computed at step N is lost, as by a collective that fails for it alone. With `flip=N`, its parameters
+change in step N, as by who changes what it receives; with 0, in what it is given as it joins. With `late=N`
+it comes to the end of step N's meeting only when FOLDER/go is there. With too few workers, its patience is
+over when FOLDER/tired-PROCESS is there. The other keys are in `PLAN`.
 """
 
 import functools
@@ -48,7 +48,7 @@ PLAN = {
 }
 FOLDER, ADDRESS = Path(sys.argv[1]), os.environ[LAUNCHED[0]]
 COUNT, INDEX = (int(os.environ[name]) for name in LAUNCHED[1:])
-counts = {'step': 0, 'look': 0, 'trace': 0, 'write': 0, 'done': 0}
+counts = {'step': 0, 'look': 0, 'trace': 0, 'write': 0, 'fail': 0}
 
 # Every death and return is a compilation in each process, and they share the cores.
 _GIVEN = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'device_count' not in flag]
@@ -147,22 +147,26 @@ class Damaged(transfer.Places):
 class Team(elastic.Team):
     """A team in which a step may fail for this process, or change what it alone has."""
 
-    def _computed(self, *arguments):
-        done = super()._computed(*arguments)
-        counts['done'] += done is not None
-        if done is not None and plan['flip'] == counts['done']:
+    def _computed(self, joined, function, data, trains):
+        done = super()._computed(joined, function, data, trains)
+        step = joined.step + 1 if trains and done is not None else None  # the same when it is repeated
+        if step == plan['flip']:
             (params, opt_state), results = done
             x = params['out']
             parts = [jax.device_put(shard.data + 1e-3, shard.device) for shard in x.addressable_shards]
             x = jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
             done = (params | {'out': x}, opt_state), results
-        if done is not None and plan['fail'] == counts['done']:
+        if step == plan['fail'] and not counts['fail']:
+            counts['fail'] += 1
             raise jax.errors.JaxRuntimeError('planned')
-        if done is not None and plan['late'] == counts['done']:
+        if step == plan['late']:
             write(late=True)
             while not (FOLDER / 'go').exists():
                 time.sleep(0.05)
         return done
+
+    def _gives_up(self, group, waited):
+        return super()._gives_up(group, waited or (FOLDER / f'tired-{INDEX}').exists())
 
 
 class Fixed:

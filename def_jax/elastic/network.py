@@ -13,15 +13,17 @@ from def_jax.elastic.private import gloo_client
 
 __all__ = ['free_address', 'gloo_listens_on', 'listening_address', 'own_address', 'split']
 
+# By default Linux gives lower ones to others meanwhile, and JAX uses higher ones under Slurm.
+_PORTS = range(61_000, 61_440)
+
 
 def free_address() -> str:
     """A host:port for processes that will be started on this machine."""
-    # By default Linux gives lower ones to others meanwhile, and JAX uses higher ones under Slurm.
-    for port in random.sample(range(61_000, 61_440), 440):
+    for port in random.sample(_PORTS, len(_PORTS)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(('127.0.0.1', port))
             return f'127.0.0.1:{port}'
-    raise OSError('no port from 61000 to 61439 is free on this machine.')
+    raise OSError(f'no port from {_PORTS[0]} to {_PORTS[-1]} is free on this machine.')
 
 
 def split(address: str) -> tuple[str, int]:

@@ -177,13 +177,12 @@ HELD = {  # what may hold a NaN from step to step
 }
 
 
-@pytest.mark.parametrize('value', [np.nan, np.inf])
-@pytest.mark.parametrize('name', HELD)
-def test_a_nan_that_a_worker_keeps_is_seen_by_all_in_x(name, value):
-    """Of one element of one worker's gradient, at one step."""
+@functools.cache
+def trained_with(name):
+    """x and state of all workers, by the value of one element of one worker's gradient at one step."""
     link, params = HELD[name]('workers'), jax.tree.map(jnp.asarray, INITIAL)
 
-    def trained(worker):
+    def trained(worker, value):
         def step(carry, number):
             params, state = carry
             first, *others = (jnp.cos(x + worker + number) for x in params)
@@ -194,7 +193,13 @@ def test_a_nan_that_a_worker_keeps_is_seen_by_all_in_x(name, value):
 
         return jax.lax.scan(step, (params, link.init(params)), jnp.arange(NUM_STEPS))[0]
 
-    x, state = vmapped(trained, jnp.arange(NUM_WORKERS))
+    return jax.jit(jax.vmap(trained, in_axes=(0, None), axis_name='workers'))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('name', HELD)
+def test_a_nan_that_a_worker_keeps_is_seen_by_all_in_x(name, value):
+    x, state = trained_with(name)(np.arange(NUM_WORKERS), value)
     is_lost = not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     for worker in range(NUM_WORKERS):
         assert all(np.isfinite(leaf[worker]).all() for leaf in jax.tree.leaves(x)) != is_lost
@@ -204,7 +209,7 @@ def test_a_nan_that_a_worker_keeps_is_seen_by_all_in_x(name, value):
 def test_a_nan_that_is_sent_is_not_kept_as_well(name):
     everything = def_jax.identity()
     links = {'cser': baselines.cser(BLOCK, everything, None), 'sparse_loco': baselines.sparse_loco(1, None)}
-    updates, state = links[name].update(jnp.array([np.nan, 1.0]), links[name].init(jnp.zeros(2)))
+    updates, state = jax.jit(links[name].update)(jnp.array([np.nan, 1.0]), links[name].init(jnp.zeros(2)))
     assert np.isnan(updates[0]) and state.residual.tolist() == [0, 0]
 
 
@@ -221,14 +226,14 @@ def test_a_message_has_the_bytes_of_its_ratio(ratio):
 def test_top_k_finds_places_beyond_16_bits():
     x = jnp.zeros(2**16 + 2).at[jnp.array([1, 2**16 + 1])].set(jnp.array([2.0, 4.0]))
     link = baselines.top_k(2**15, None)
-    np.testing.assert_array_equal(link.update(x, link.init(x))[0], x)
+    np.testing.assert_array_equal(jax.jit(link.update)(x, link.init(x))[0], x)
 
 
 def test_onebit_adam_leaves_alone_what_never_had_a_gradient():
     link = baselines.onebit_adam(None, freeze_after=1)
     state = link.init(jnp.zeros(2))
     for _ in range(3):
-        updates, state = link.update(jnp.array([1.0, 0.0]), state)
+        updates, state = jax.jit(link.update)(jnp.array([1.0, 0.0]), state)
     assert updates[1] == 0 != state.mu[1]
 
 

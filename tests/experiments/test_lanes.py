@@ -20,7 +20,7 @@ from experiments.spec import Spec
 SHORT = {'width': 16, 'steps': 30}
 DEF_Q = Spec('digits', 'def_q', 0.05, 3, SHORT, {'ratio': 64, 'bits': 2}, 'validation')
 SGD = Spec('digits', 'sgd', 0.1, 3, SHORT | {'workers': 2})
-TEXT = Spec('text', 'def_q', 0.01, 3, {'size': '33k', 'steps': 20}, {'ratio': 64, 'bits': 2}, 'validation')
+TEXT = Spec('text', 'def_q', 0.01, 3, {'size': '33k', 'steps': 20}, {'ratio': 64, 'bits': 2})
 _CONVOLUTIONS = {
     'name': 'digits',
     'num_workers': 2,
@@ -31,10 +31,18 @@ _CONVOLUTIONS = {
 IN_SEQUENCE = Spec('paper', 'def', 0.05, 3, _CONVOLUTIONS | {'sequential_workers': True}, {'ratio': 8})
 
 
+def few_windows(**where):
+    """The text, of which an evaluation takes a part."""
+    config = problems.text(**where)
+    config.test_examples = 256
+    return config
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('spec', [DEF_Q, SGD, TEXT, IN_SEQUENCE], ids=['def_q', 'sgd', 'text', 'in_sequence'])
 def test_a_lane_has_the_numbers_of_the_trainer_which_goes_on_where_it_stopped(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(trained, 'FOLDER', tmp_path)
+    monkeypatch.setitem(problems.PROBLEMS, 'text', problems.Problem(few_windows, 'loss', 1))
     *_, lane = lanes.run([dataclasses.replace(spec, rate=0.02, seed=1), spec], {})
     with fixtures.signalled(15, 7), pytest.raises(InterruptedRunError, match='after step 7'):
         next(trained.run([spec], {}))

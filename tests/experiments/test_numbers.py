@@ -1,5 +1,6 @@
 """Numbers on pages are those of the records, and every page of results follows from its own."""
 
+import functools
 import importlib
 import re
 import shutil
@@ -16,6 +17,12 @@ RESULTS = ROOT / 'results'
 WITH_RECORDS = sorted(path.parent.name for path in RESULTS.glob('*/runs.jsonl'))
 MARK = '<!-- number: figure3; digits, ratio 64, at the end; DEF-A; {} -->{}<!-- /number -->'
 FILLED = MARK.format('difference', '-0.04 [-0.71, +0.62]')
+
+
+@functools.cache
+def rows_of(name):
+    settings = importlib.import_module(f'experiments.{name}').SETTINGS
+    return pages.rows(runner.finished(settings, Records(RESULTS / name / 'runs.jsonl')))
 
 
 @pytest.mark.parametrize('name', WITH_RECORDS)
@@ -49,8 +56,7 @@ def test_the_bytes_on_pages_are_those_of_the_programs(workers, compression, scat
 @pytest.mark.parametrize('name', WITH_RECORDS)
 def test_every_row_of_a_page_says_what_it_sends(name):
     page = (RESULTS / name / 'README.md').read_text()
-    settings = importlib.import_module(f'experiments.{name}').SETTINGS
-    for row in pages.rows(runner.finished(settings, Records(RESULTS / name / 'runs.jsonl'))):
+    for row in rows_of(name):
         assert f'| {row.cell.contender.title} | 1' in page
 
 
@@ -81,10 +87,8 @@ def test_pages_count_apart_where_def_q_is_within_the_margin_open_and_behind():
     )
     within, behind, reach, sent = [[], []], [], {'points': [], 'nats': []}, []
     for name, (method, *problems) in THIRTEEN.items():
-        settings = importlib.import_module(f'experiments.{name}').SETTINGS
-        rows = pages.rows(runner.finished(settings, Records(RESULTS / name / 'runs.jsonl')))
         for problem in problems:
-            here = [r for r in rows if r.cell.setting.name == problem]
+            here = [r for r in rows_of(name) if r.cell.setting.name == problem]
             (row,) = [r for r in here if r.cell.contender.title == method]
             sent += [
                 min(wire.known(r.cell.spec) for r in here if r.cell.contender.options.get('ratio') == 64)

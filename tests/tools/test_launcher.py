@@ -157,22 +157,25 @@ def test_a_process_that_cannot_be_started_again_for_a_while_harms_no_other(tmp_p
     program.write_text(
         f'#!{sys.executable}\nimport os, sys, time\nwho = os.environ["JAX_PROCESS_ID"]\n'
         f'open({str(lives)!r}, "a").write(who)\nlife = open({str(lives)!r}).read().count(who)\n'
+        f'while not set("012") <= set(open({str(lives)!r}).read()): time.sleep(0.01)\n'  # all have begun
         f'who == "{who}" and life == 1 and sys.exit(1)\n'
         f'while not os.path.exists({str(ends)!r}): time.sleep(0.01)\n'
     )
     program.chmod(0o755)
 
-    def meanwhile():
-        failed = any('as it was started' in line for line in said)
-        if any('died (exit' in line for line in said) and not failed and program.exists():
+    def say(line):  # before the next start
+        said.append(line)
+        if 'died (exit' in line:
             program.rename(tmp_path / 'moved')
-        elif failed and (tmp_path / 'moved').exists():
+        elif 'as it was started' in line:
             (tmp_path / 'moved').rename(program)
+
+    def meanwhile():
         if lives.read_text().count(str(who)) > 1:
             ends.touch()
 
     lives.touch()
-    launcher = Launcher([str(program)], 3, pause=0.3, say=said.append)
+    launcher = Launcher([str(program)], 3, pause=0.01, say=say)
     assert launcher.run(meanwhile) == 0
     counts = [lives.read_text().count(process) for process in '012']
     assert counts[who] == 2 and min(counts) >= 1 and (who == 0 or counts[2] == 1)

@@ -95,7 +95,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_with_space(launched, 
 
     code, said, texts = launched(folder, watch)
     assert code == 0 and f'resuming at step {kept}' in texts[0], texts
-    assert 'process 0 died' in said[0] and 'all are started again' in said[0]
+    assert any('process 0 died' in line and 'all are started again' in line for line in said)
     assert_no_step_is_lost(folder)
     tests = [(r['step'], r['workers']) for r in processes.records(folder) if 'test_loss_x' in r]
     assert tests == [(step, 2) for step in range(EVERY, STEPS + 1, EVERY)]
@@ -123,22 +123,22 @@ def test_processes_that_freeze_are_given_up_killed_and_replaced(launched, tmp_pa
 
 
 STARTED = "import jax, runpy; jax.__version__ = '9.8.7'; runpy.run_path('train.py', run_name='__main__')"
-OTHERWISE = {
-    'JAX 9.8.7': (['-c', STARTED], {}),  # each would compile its own program of a step that all make
-    'jax_enable_x64 True': (['train.py'], {'JAX_ENABLE_X64': '1'}),
-    'jax_threefry_partitionable False': (['train.py'], {'JAX_THREEFRY_PARTITIONABLE': '0'}),
-    'jax_default_prng_impl rbg': (['train.py'], {'JAX_DEFAULT_PRNG_IMPL': 'rbg'}),
+SETTINGS = {
+    'JAX_ENABLE_X64': '1',
+    'JAX_THREEFRY_PARTITIONABLE': '0',
+    'JAX_DEFAULT_PRNG_IMPL': 'rbg',
 }
+OTHERWISE = [  # each would compile its own program of a step that all make
+    'JAX 9.8.7',
+    *('jax_enable_x64 True', 'jax_threefry_partitionable False', 'jax_default_prng_impl rbg'),
+]
 
 
-@pytest.mark.parametrize(
-    ('other', 'elastic'), [*((other, False) for other in OTHERWISE), ('jax_enable_x64 True', True)]
-)
-def test_processes_of_other_versions_or_settings_are_refused_at_once(environment, tmp_path, other, elastic):
+@pytest.mark.parametrize('elastic', [False, True])
+def test_processes_of_other_versions_or_settings_are_refused_at_once(environment, tmp_path, elastic):
     flags = [*FLAGS, f'--config.elastic={elastic}', '--config.num_workers=2', f'--workdir={tmp_path / "run"}']
     flags += [f'--coordinator_address={free_address()}', '--num_processes=2']
-    command, settings = OTHERWISE[other]
-    starts = (['train.py'], environment), (command, environment | settings)
+    starts = (['train.py'], environment), (['-c', STARTED], environment | SETTINGS)
     with ThreadPoolExecutor(2) as pool:
         begun = [
             pool.submit(processes.ran, [*flags, f'--process_id={index}'], variables, *program)
@@ -148,5 +148,5 @@ def test_processes_of_other_versions_or_settings_are_refused_at_once(environment
     for done in ended[1:] if elastic else ended:  # of elastic ones, process 0 goes on alone
         assert done.returncode == 2, done
         (line,) = [line for line in done.stderr.splitlines() if line.startswith('train.py: ')]
-        assert other in line and 'numpy' not in line
+        assert all(other in line for other in OTHERWISE) and 'numpy' not in line
     assert elastic or not (tmp_path / 'run').exists()
