@@ -174,7 +174,7 @@ def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None)
         'seed': seed,
         'code': code,
         'seconds': seconds,
-        'last step': max((line['step'] for line in steps), default=0),
+        'last step': steps[-1]['step'] if steps else 0,  # not the largest: it may have been given up
         'steps made': len(steps),
         'losses': sorted({line['test_loss'] for one in lines for line in one if 'test_loss' in line}),
         'differences between survivors': differences(lines),
