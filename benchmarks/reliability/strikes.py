@@ -26,10 +26,10 @@ from benchmarks.reliability import processes
 
 FLAGS = [
     *(*processes.SMALL, '--config.num_workers=2', '--config.batch_size=96', '--config.ratio=16'),
-    *('--config.num_steps=900', '--config.eval_every_steps=300', '--config.log_every_steps=10'),
+    *('--config.num_steps=4500', '--config.eval_every_steps=1500', '--config.log_every_steps=50'),
 ]
 FROZEN = 45  # seconds, more than the 30 after which a silent process is given up
-DISKS = (40, 760, 1100, 1500, 1600, 1700)  # kB
+DISKS = (0.02, 0.4, 0.6, 0.8, 0.9, 0.97)  # of what a run needs at its end
 # Imported by Python as it starts: every two seconds, the clock that it sees is another.
 JUMPS = """
 import time
@@ -63,54 +63,66 @@ class Bench:
         environment = self.environment | more
         return processes.start_several(folder, FLAGS + several, environment, count)
 
-    def trains(self, folder: Path, process: subprocess.Popen) -> None:
-        before = processes.log_size(folder)
-        processes.wait_for(process, lambda: processes.log_size(folder) > before + 2000)
+    def trains(self, folder: Path, process: subprocess.Popen) -> int:
+        """Waits until it does; the last step of its records."""
+        processes.wait_for(process, lambda: processes.log_size(folder) > 1000)
+        return processes.records(folder)[-1]['step']
 
     def ends(self, group: list[subprocess.Popen]) -> list[int]:
         return [process.wait(timeout=600) for process in group]
 
-    def same(self, folder: Path, count: int = 1) -> str:
+    def alone(self, count: int = 1) -> Path:
+        """The run of so many processes that is left alone."""
         if count not in self._alone:
             self._alone[count] = self._root / f'alone-{count}'
             self.ends(self.start(self._alone[count], count))
-        found = processes.differences(folder, self._alone[count])
+        return self._alone[count]
+
+    def size(self) -> float:
+        """Of a whole run on disk, kB."""
+        blocks = subprocess.run(['du', '-sk', self.alone()], capture_output=True, text=True, check=True)
+        return float(blocks.stdout.split()[0])
+
+    def same(self, folder: Path, count: int = 1) -> str:
+        found = processes.differences(folder, self.alone(count))
         return f'differs: {", ".join(found[:3])}' if found else 'the same'
 
 
 def frozen(bench: Bench) -> dict:
     folder = bench.folder()
     (process,) = group = bench.start(folder)
-    bench.trains(folder, process)
+    step = bench.trains(folder, process)
     process.send_signal(signal.SIGSTOP)
     time.sleep(FROZEN)
     process.send_signal(signal.SIGCONT)
-    return {'exit codes': bench.ends(group), 'end': bench.same(folder)}
+    return {'exit codes': bench.ends(group), 'end': bench.same(folder), 'after step': step}
 
 
 def one_of_two_frozen(bench: Bench, index: int) -> dict:
     """Until the other has ended; then it thaws, and both are started again."""
     folder = bench.folder()
     group = bench.start(folder, 2)
-    bench.trains(folder, group[0])
+    step = bench.trains(folder, group[0])
     group[index].send_signal(signal.SIGSTOP)
     began = time.monotonic()
     code = group[1 - index].wait(timeout=600)
     seconds = time.monotonic() - began
     group[index].send_signal(signal.SIGCONT)
     codes = [code, group[index].wait(timeout=600), *bench.ends(bench.start(folder, 2))]
-    return {'exit codes': codes, 'end': bench.same(folder, 2), 'the other ended after, s': round(seconds)}
+    ended = {'after step': step, 'the other ended after, s': round(seconds)}
+    return {'exit codes': codes, 'end': bench.same(folder, 2)} | ended
 
 
-def small_disk(bench: Bench, size: int) -> dict:
+def small_disk(bench: Bench, share: float) -> dict:
     folder, disk = bench.folder(), bench.folder()
     disk.mkdir()
+    size = round(share * bench.size())
     command = ' '.join([sys.executable, 'train.py', *FLAGS, f'--workdir={disk}/run'])
     script = SMALL_DISK.format(size=size, disk=disk, root=processes.ROOT, command=command, folder=folder)
     shell = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c', script]
     done = subprocess.run(shell, env=bench.environment, capture_output=True, text=True, timeout=1200)
     codes = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith('codes ')]
-    return {'exit codes': codes, 'end': bench.same(folder)}
+    return {'exit codes': codes, 'end': bench.same(folder), 'kB': size}
 
 
 def jumping_clock(bench: Bench) -> dict:
@@ -161,8 +173,8 @@ def strikes(bench: Bench) -> Iterator[tuple[str, Callable[[], dict]]]:
     yield f'SIGSTOP for {FROZEN} s', lambda: frozen(bench)
     for index in (1, 0):
         yield f'SIGSTOP of process {index} of two', lambda index=index: one_of_two_frozen(bench, index)
-    for size in DISKS:
-        yield f'a disk of {size} kB', lambda size=size: small_disk(bench, size)
+    for share in DISKS:
+        yield f'a disk of {share:.0%} of the run', lambda share=share: small_disk(bench, share)
     yield 'the clock jumps by up to 7 days every 2 s', lambda: jumping_clock(bench)
     for name, damage in DAMAGES.items():
         yield f'compiled programs {name}', lambda damage=damage: damaged_programs(bench, damage)
