@@ -10,10 +10,9 @@ HEAD = """# Workers that come and go
 
 Written by `python -m benchmarks.reliability.elastic` from [elastic.json](elastic.json).
 
-A perceptron on digits with DEF at 16, seed after seed: {processes} processes with gloo, a worker each,
-{steps} steps, a checkpoint every 50, started by `def_jax.launch`. A fault is a SIGKILL, or a SIGSTOP of
-12 seconds, which is longer than the heartbeat's 10. *Elastic* goes on with those who live
-(`def_jax.elastic`); *restart* has a
+A perceptron on digits with DEF at 16, seed after seed: processes with gloo, a worker each, {steps} steps, a
+checkpoint every 50, started by `def_jax.launch`. A fault is a SIGKILL, or a SIGSTOP of 12 seconds, which is
+longer than the heartbeat's 10. *Elastic* goes on with those who live (`def_jax.elastic`); *restart* has a
 fixed number of workers, and all start again from the last checkpoint (`def_jax.launch --together`).
 
 A pause is more than a second between two steps. Useful steps are those of the final states, without repeated
@@ -42,10 +41,10 @@ def page(runs: list[dict]) -> str:
     base = rate(columns.get(('undisturbed', None), []))
     cells = [column(found, base) for found in columns.values()]
     rows = [[name, *(cell[name] for cell in cells)] for name in cells[0]]
-    titles = ['', *(part + (f', a fault every {every:g} s' if every else '') for part, every in columns)]
-    text = HEAD.format(**runs[0]) + markdown.table([titles, *rows]) + '\n'
+    titles = {key: key[0] + (f', a fault every {key[1]:g} s' if key[1] else '') for key in columns}
+    text = HEAD.format(**runs[0]) + markdown.table([['', *titles.values()], *rows]) + '\n'
     kinds = [
-        kind_row(key[0], kind, [fault for run in found for fault in run['faults'] if belongs(fault)])
+        kind_row(titles[key], kind, [fault for run in found for fault in run['faults'] if belongs(fault)])
         for key, found in columns.items()
         if key[0] != 'undisturbed'
         for kind, belongs in KINDS.items()
@@ -78,6 +77,7 @@ def column(runs: list[dict], base: float) -> dict[str, str]:
 
     return {
         'commit; machine': place(runs[0]),
+        'processes': f'{runs[0]["processes"]}',
         'runs, finished': f'{len(runs)}, {len(finished)}',
         'minutes': f'{seconds / 60:.1f}',
         'SIGKILL, SIGSTOP; of them process 0': f'{kills}, {len(faults) - kills}, {first}',
