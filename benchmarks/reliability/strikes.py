@@ -26,7 +26,7 @@ from benchmarks.reliability import processes
 
 FLAGS = [
     *(*processes.SMALL, '--config.num_workers=2', '--config.batch_size=96', '--config.ratio=16'),
-    *('--config.num_steps=4500', '--config.eval_every_steps=1500', '--config.log_every_steps=50'),
+    *('--config.num_steps=2000', '--config.eval_every_steps=500', '--config.log_every_steps=50'),
 ]
 FROZEN = 45  # seconds, more than the 30 after which a silent process is given up
 DISKS = (0.02, 0.4, 0.6, 0.8, 0.9, 0.97)  # of what a run needs at its end
@@ -88,13 +88,20 @@ class Bench:
         return f'differs: {", ".join(found[:3])}' if found else 'the same'
 
 
+def send(process: subprocess.Popen, number: int) -> None:
+    """To the process that trains, a child of train.py's, and to that, which would kill it."""
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    for pid in (process.pid, *map(int, children)):
+        os.kill(pid, number)
+
+
 def frozen(bench: Bench) -> dict:
     folder = bench.folder()
     (process,) = group = bench.start(folder)
     step = bench.trains(folder, process)
-    process.send_signal(signal.SIGSTOP)
+    send(process, signal.SIGSTOP)
     time.sleep(FROZEN)
-    process.send_signal(signal.SIGCONT)
+    send(process, signal.SIGCONT)
     return {'exit codes': bench.ends(group), 'end': bench.same(folder), 'after step': step}
 
 
@@ -103,11 +110,11 @@ def one_of_two_frozen(bench: Bench, index: int) -> dict:
     folder = bench.folder()
     group = bench.start(folder, 2)
     step = bench.trains(folder, group[0])
-    group[index].send_signal(signal.SIGSTOP)
+    send(group[index], signal.SIGSTOP)
     began = time.monotonic()
     code = group[1 - index].wait(timeout=600)
     seconds = time.monotonic() - began
-    group[index].send_signal(signal.SIGCONT)
+    send(group[index], signal.SIGCONT)
     codes = [code, group[index].wait(timeout=600), *bench.ends(bench.start(folder, 2))]
     ended = {'after step': step, 'the other ended after, s': round(seconds)}
     return {'exit codes': codes, 'end': bench.same(folder, 2)} | ended
@@ -188,18 +195,20 @@ def main() -> int:
     parser.add_argument('--output', type=Path, required=True, help='folder of strikes.json and README.md')
     parser.add_argument('--only', default='', help='of the strikes whose name holds this')
     arguments = parser.parse_args()
-    origin, rows = pages.origin('benchmarks.reliability.strikes'), []
+    origin, path = pages.origin('benchmarks.reliability.strikes'), arguments.output / 'strikes.json'
+    known = {row['strike']: row for row in (json.loads(path.read_text()) if path.exists() else [])}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         for name, strike in strikes(bench):
             if arguments.only not in name:
                 continue
             row = {'strike': name} | strike()
-            rows.append(row | {'exit codes': ', '.join(map(str, row['exit codes']))})
-            print(json.dumps(rows[-1]), flush=True)
-            (arguments.output / 'strikes.json').write_text(json.dumps(rows, indent=2) + '\n')
-            pages.write(arguments.output / 'README.md', {'strikes': f'{origin}\n\n{pages.table(rows)}'})
-    return 0 if all(row['end'] == 'the same' for row in rows) else 1
+            known[name] = row | {'exit codes': ', '.join(map(str, row['exit codes']))}
+            print(json.dumps(known[name]), flush=True)
+            path.write_text(json.dumps([*known.values()], indent=2) + '\n')
+            text = f'{origin}\n\n{pages.table(known.values())}'
+            pages.write(arguments.output / 'README.md', {'strikes': text})
+    return 0 if all(row['end'] == 'the same' for row in known.values()) else 1
 
 
 if __name__ == '__main__':
