@@ -105,6 +105,8 @@ faults: $(READY)  ## Long reliability tests: kill and resume runs 25 and 20 time
 	$(BIN)/python -m benchmarks.reliability.kills --output=results/reliability
 	$(BIN)/python -m benchmarks.reliability.kills --output=results/reliability --kills=20 --processes=2
 	$(BIN)/python -m benchmarks.reliability.workers --output=results/reliability
+	$(BIN)/python -m benchmarks.reliability.strikes --output=results/reliability
+	$(BIN)/python -m benchmarks.reliability.relay --output=results/reliability
 	$(BIN)/python -m benchmarks.reliability.soak --output=results/reliability
 	$(BIN)/python -m benchmarks.reliability.elastic --output=results/reliability --parts undisturbed elastic
 	$(BIN)/python -m benchmarks.reliability.elastic --output=results/reliability --parts restart --minutes=20

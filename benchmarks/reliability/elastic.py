@@ -26,6 +26,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks.reliability import elastic_page
 from def_jax.tools.launcher import Launcher
+from experiments import spec
 
 WORKER = Path(__file__).with_name('elastic_worker.py').resolve()
 THAW_SECONDS = 12  # more than the heartbeat's 10
@@ -49,6 +50,7 @@ def main() -> int:
     for part in arguments.parts:
         every = None if part == 'undisturbed' else arguments.every
         settings = {'part': part, 'every': every, 'steps': arguments.steps, 'processes': arguments.processes}
+        settings |= {'origin': spec.origin(allow_dirty=True), 'cores': len(os.sched_getaffinity(0))}
         runs = undisturbed(arguments) if every is None else disturbed(part, arguments)
         record(arguments.output, (settings | run for run in runs))
     return 0
@@ -172,7 +174,7 @@ def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None)
         'seed': seed,
         'code': code,
         'seconds': seconds,
-        'last step': max((line['step'] for line in steps), default=0),
+        'last step': steps[-1]['step'] if steps else 0,  # not the largest: it may have been given up
         'steps made': len(steps),
         'losses': sorted({line['test_loss'] for one in lines for line in one if 'test_loss' in line}),
         'differences between survivors': differences(lines),

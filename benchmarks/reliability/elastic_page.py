@@ -10,10 +10,9 @@ HEAD = """# Workers that come and go
 
 Written by `python -m benchmarks.reliability.elastic` from [elastic.json](elastic.json).
 
-A perceptron on digits with DEF at 16, seed after seed: {processes} processes with gloo on 2 cores, a worker
-each, {steps} steps, a checkpoint every 50, started by `def_jax.launch`. A fault is a SIGKILL, or a SIGSTOP of
-12 seconds, which is longer than the heartbeat's 10. *Elastic* goes on with those who live
-(`def_jax.elastic`); *restart* has a
+A perceptron on digits with DEF at 16, seed after seed: processes with gloo, a worker each, {steps} steps, a
+checkpoint every 50, started by `def_jax.launch`. A fault is a SIGKILL, or a SIGSTOP of 12 seconds, which is
+longer than the heartbeat's 10. *Elastic* goes on with those who live (`def_jax.elastic`); *restart* has a
 fixed number of workers, and all start again from the last checkpoint (`def_jax.launch --together`).
 
 A pause is more than a second between two steps. Useful steps are those of the final states, without repeated
@@ -42,10 +41,10 @@ def page(runs: list[dict]) -> str:
     base = rate(columns.get(('undisturbed', None), []))
     cells = [column(found, base) for found in columns.values()]
     rows = [[name, *(cell[name] for cell in cells)] for name in cells[0]]
-    titles = ['', *(part + (f', a fault every {every:g} s' if every else '') for part, every in columns)]
-    text = HEAD.format(**runs[0]) + markdown.table([titles, *rows]) + '\n'
+    titles = {key: key[0] + (f', a fault every {key[1]:g} s' if key[1] else '') for key in columns}
+    text = HEAD.format(**runs[0]) + markdown.table([['', *titles.values()], *rows]) + '\n'
     kinds = [
-        kind_row(key[0], kind, [fault for run in found for fault in run['faults'] if belongs(fault)])
+        kind_row(titles[key], kind, [fault for run in found for fault in run['faults'] if belongs(fault)])
         for key, found in columns.items()
         if key[0] != 'undisturbed'
         for kind, belongs in KINDS.items()
@@ -71,27 +70,37 @@ def column(runs: list[dict], base: float) -> dict[str, str]:
     first = sum(fault['process'] == 0 for fault in faults)
     seconds = sum(run['seconds'] for run in runs)
     different = sum(run['differences between survivors'] for run in runs)
-    useful = sum(run['last step'] for run in runs) / seconds
+    made, kept = (sum(run[name] for run in runs) for name in ('steps made', 'last step'))
 
     def of_faults(summary: Callable, name: str) -> str:
         return f'{summary([fault[name] for fault in faults]):.3g}' if faults else '0'
 
     return {
+        'commit; machine': place(runs[0]),
+        'processes': f'{runs[0]["processes"]}',
         'runs, finished': f'{len(runs)}, {len(finished)}',
         'minutes': f'{seconds / 60:.1f}',
         'SIGKILL, SIGSTOP; of them process 0': f'{kills}, {len(faults) - kills}, {first}',
         'deaths of process 0 besides': f'{sum(len(run["deaths of process 0 besides"]) for run in runs)}',
         'steps after which two processes had different parameters': f'{different}',
         'steps repeated': of_faults(sum, 'steps repeated'),
+        'steps that were useful': f'{100 * kept / made:.1f} % of {made}',
         'test loss of y, mean ± standard deviation (seeds)': loss(finished),
         'steps a second outside of pauses': share(rate(runs), base),
-        'useful steps a second of the whole time': share(useful, base),
+        'useful steps a second of the whole time': share(kept / seconds, base),
         'seconds in pauses': f'{sum(run["seconds in pauses"] for run in runs):.0f}',
         'longest pause, seconds': f'{max(run["longest pause"] for run in runs):.1f}',
         'seconds of a fault, median': of_faults(np.median, 'seconds'),
         "‖y − y'‖ of a fault, median": of_faults(np.median, 'y moved'),
         "‖y − y'‖ of a fault, largest": of_faults(max, 'y moved'),
     }
+
+
+def place(run: dict) -> str:
+    """Where a run was made; of earlier ones, that is on the page of all measurements."""
+    if 'origin' not in run:
+        return 'not recorded'
+    return f'{run["origin"]["commit"]}; {run["cores"]} of {run["origin"]["machine"]}'
 
 
 def rate(runs: list[dict]) -> float:

@@ -11,7 +11,8 @@ process writes the N-th checkpoint; with `freeze=WHERE:N` it stops there until S
 first computed at step N is lost, as by a collective that fails for it alone. With `flip=N`, its parameters
 change in step N, as by who changes what it receives; with 0, in what it is given as it joins. With `late=N`
 it comes to the end of step N's meeting only when FOLDER/go is there. With too few workers, its patience is
-over when FOLDER/tired-PROCESS is there. The other keys are in `PLAN`.
+over when FOLDER/tired-PROCESS is there. With `relay=HOW` it puts a relay between the processes, see
+`relay.py`. The other keys are in `PLAN`.
 """
 
 import functools
@@ -32,6 +33,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import def_jax
+from benchmarks.reliability import relay
 from def_jax import elastic
 from def_jax.elastic import service, transfer
 from def_jax.elastic.service import LAUNCHED
@@ -41,7 +43,7 @@ PLAN = {
     **{'kind': 'elastic', 'seed': 0, 'steps': 10**9, 'shards': 1, 'least': 1, 'patience': 600.0},
     **{'checkpoint': 50, 'look': 0},  # every so many steps; 0 for never
     **{'heartbeat': 10, 'pause': 0.0},  # seconds: of silence before a death, after each step
-    **{'die': '', 'freeze': '', 'fail': 0, 'late': 0},
+    **{'die': '', 'freeze': '', 'fail': 0, 'late': 0, 'relay': ''},
     'answer': 30,  # seconds within which those who meet answer each other
     # What a process has that the others have not: a dtype; parameters that change.
     **{'dtype': 'float32', 'flip': -1},
@@ -75,6 +77,7 @@ def main() -> int:
         ends = step + 1 >= plan['steps'] or (FOLDER / 'stop').exists()
         return {'x': images[mine], 'y': labels[mine], 'ends': np.full((len(workers), 1), ends)}
 
+    between = relay.Relay(plan['relay']) if plan['relay'] else None
     y_before, ends = None, False
     try:
         while not ends:
@@ -85,7 +88,7 @@ def main() -> int:
                 moved = jax.tree.leaves(jax.tree.map(np.subtract, y, y_before))
                 line['moved'] = float(np.sqrt(sum((x**2).sum() for x in moved)))
             y_before = y_after
-            write(**line)
+            write(**line, **({'changed': between.changed} if between else {}))
             if plan['look'] and team.step % plan['look'] == 0:
                 write(looked=float(team.look(norm, look_batch)), at=team.step)
             due = plan['checkpoint'] and team.step % plan['checkpoint'] == 0

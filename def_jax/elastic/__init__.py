@@ -4,8 +4,9 @@ x is on every worker, and only a worker's residual dies with it. The survivors k
 mesh of the live workers; a newcomer receives x and everything replicated from a survivor, and the mean of the
 others' per-worker state, so that y = x + mean_k r_k does not move.
 
-It is built on `jax.experimental.multihost_utils.live_devices`. JAX calls it unstable; it has been tested only
-with gloo on CPUs. Process 0 runs the coordination service, and its death ends all processes.
+Experimental: it is built on `jax.experimental.multihost_utils.live_devices`, which JAX calls unstable, and on
+what is in `private`. It has been tested only with gloo on CPUs. Process 0 runs the coordination service,
+and its death ends all processes.
 """
 
 from def_jax.elastic.group import SHARD_AXIS

@@ -73,8 +73,8 @@ class Team:
             checksum. Versions, shapes and dtypes are compared without it.
         secret: what a process must know to be given the state; None for the environment variable
             DEF_JAX_SECRET. It does not cover the arrays on their way, which who reaches the connections can
-            read and change; with it, what all should have alike is compared when others come or die, and in
-            `fetch`.
+            read and change. With it, what all should have alike is compared when others come or die, and in
+            `fetch`; a change that reached all alike is not noticed.
         note: called with a line about each death and each return.
 
     Raises:

@@ -49,10 +49,10 @@ def train_positions(
 
 def test_positions(
     num_examples: int, *, batch_size: int, num_workers: int, workers: Sequence[int] | None = None
-) -> list[np.ndarray]:
+) -> Iterator[np.ndarray]:
     """The positions of one pass over a split, int64 [k, b] each; those from `num_examples` on are padding."""
     starts = range(0, num_examples, batch_size)
-    return [_rows(np.arange(start, start + batch_size), num_workers, workers) for start in starts]
+    return (_rows(np.arange(start, start + batch_size), num_workers, workers) for start in starts)
 
 
 def _rows(batch: np.ndarray, num_workers: int, workers: Sequence[int] | None) -> np.ndarray:

@@ -2,14 +2,16 @@
 
 import os
 import sysconfig
+import tracemalloc
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import small_stdlib
 import training_fixtures as fixtures
 
-from def_jax.trainer.data.text import catalogue, corpus, stdlib
+from def_jax.trainer.data.text import catalogue, corpus, stdlib, windows
 from def_jax.trainer.data.text.catalogue import open_text_folder
 
 DOCUMENTS = (b'a', b'bcdefgh', 'ü'.encode(), b'ijklmnopqrst', b'uvw')  # 25 bytes
@@ -164,6 +166,37 @@ def test_a_few_files_are_cut_where_their_paths_would_leave_a_split_empty(tmp_pat
     assert [b''.join(map(bytes, parts)) for parts in zip(*documents, strict=True)] == [*texts.values()]
 
 
+def test_a_folder_takes_little_more_memory_than_its_text_and_one_file(tmp_path, monkeypatch):
+    text = ('🙂' + 'x' * 99).encode() * 2000
+    root = written(tmp_path / 'texts', **{str(number): text for number in range(30)})
+    tracemalloc.start()
+    open_text_folder(root)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * 30 * len(text)
+    monkeypatch.setattr(catalogue, '_PIECE', 7)  # within characters
+    written(root, **{'5': text + b'\xe9x'})
+    with fixtures.refused(rf"5.txt' is not UTF-8 \(invalid continuation byte 0xe9 at {len(text)}\)"):
+        open_text_folder(root)
+
+
+def test_windows_past_two_to_the_31_are_those_of_a_small_corpus(tmp_path):
+    start, tail = 1 << 31, b''.join(DOCUMENTS)
+    with (tmp_path / 'sparse').open('wb') as file:
+        file.seek(start)
+        file.write(tail)
+    ends = np.cumsum([len(document) for document in DOCUMENTS])
+    text = np.memmap(tmp_path / 'sparse', np.uint8, 'r')
+    large = windows.Windows(corpus.Corpus(text, np.array([start, *(start + ends)])), CONTEXT)
+    small = windows.Windows(corpus.Corpus(text[start:], ends), CONTEXT)
+    first, count = start // CONTEXT, len(small)
+    for split, places in (
+        (large, first + np.arange(count)),
+        (large.part(first, first + count), np.arange(count)),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, split.take(places), small.take(np.arange(count)))
+
+
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
     root = written(tmp_path / 'texts', a=b'text' * 100)
     for make in (os.mkfifo, lambda path: path.symlink_to('nothing')):
@@ -192,7 +225,7 @@ def test_links_are_followed_but_not_in_circles_and_names_need_not_be_utf8(tmp_pa
         ({'a': b't', 'b': b't'}, 'text_folder texts has 2 files with 2 bytes. Put text there'),
         ({'a': b'text'}, 'text_folder texts has 1 files with 4 bytes. Put text there'),
         ({'.hidden/a': b'text'}, 'text_folder texts has 0 files with 0 bytes. Put text there'),
-        ({'a': b'caf\xe9'}, r"'.*a.txt' is not UTF-8 \('utf-8' codec can't decode byte 0xe9.*Convert"),
+        ({'a': b'caf\xe9'}, r"'.*a.txt' is not UTF-8 \(unexpected end of data 0xe9 at 3\). Convert"),
     ],
 )
 def test_a_folder_of_text_that_cannot_be_read_is_refused(tmp_path, documents, message):

@@ -1,11 +1,12 @@
 """The text data sets, by name, and how they, any other text of TFDS and a folder of files are opened."""
 
+import codecs
 import functools
 import hashlib
 import itertools
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from def_jax.trainer.data.text.stdlib import stdlib_texts
 from def_jax.trainer.data.text.windows import ROLES, Windows, dataset_of_windows
 
 __all__ = ['TEXTS', 'open_stdlib', 'open_text', 'open_text_folder']
+
+_PIECE = 1 << 20
 
 
 def open_text(
@@ -86,7 +89,7 @@ def open_stdlib(*, folder: str | os.PathLike[str] | None = None, context: int = 
     # The order in which TFDS shuffles them: a seed means the batches that it has always meant.
     order = sorted(texts, key=lambda path: hashlib.md5(f'{corpus.split_of(path)}{path}'.encode()).digest())
     name = f'python_stdlib/{platform.python_version()}' if folder is None else f'python_stdlib {folder}'
-    return _of_files(name, {path: texts[path] for path in order}, context)
+    return _of_files(name, order, texts.__getitem__, context)
 
 
 def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Dataset:
@@ -110,7 +113,7 @@ def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Data
     if not root.is_dir():
         raise ValueError(f'path={str(path)!r} is not a folder.')
     paths = sorted(file.relative_to(root).as_posix() for file in _files(root))
-    return _of_files(f'text_folder {root.name}', {path: _read(root / path) for path in paths}, context)
+    return _of_files(f'text_folder {root.name}', paths, lambda path: _read(root / path), context)
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -121,7 +124,7 @@ def _files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if name[0] != '.')
 
 
-def _cut(text: bytes) -> list[bytes]:
+def _cut(text: bytes) -> list[memoryview]:
     """A text for training, validation and testing, cut where a line or at least a character begins."""
     places = [0]
     for tenths in (8, 9):
@@ -130,43 +133,59 @@ def _cut(text: bytes) -> list[bytes]:
         while not line and place < len(text) and text[place] & 0xC0 == 0x80:  # within a character
             place += 1
         places.append(line or place)
-    return [text[start:stop] for start, stop in itertools.pairwise([*places, len(text)])]
+    return [memoryview(text)[start:stop] for start, stop in itertools.pairwise([*places, len(text)])]
 
 
-def _of_files(name: str, texts: Mapping[str, bytes], context: int) -> Dataset:
-    """A data set of texts by their paths, in their order, divided by a hash of the paths or else by cuts."""
-    documents: dict[str, list[bytes]] = {role: [] for role in ROLES}
-    for path, text in texts.items():
-        documents[corpus.split_of(path)].append(text)
-    if not all(map(any, documents.values())):
-        parts = [_cut(text) for text in texts.values()]
-        documents = {role: [part[index] for part in parts] for index, role in enumerate(ROLES)}
-    if not all(map(any, documents.values())):
-        found = f'{len(texts)} files with {sum(map(len, texts.values()))} bytes'
-        raise ValueError(f'{name} has {found}. Put text there: a long file, or several.')
-    return _dataset(name, [documents[role] for role in ROLES], context)
+def _of_files(name: str, paths: Sequence[str], read: Callable[[str], bytes], context: int) -> Dataset:
+    """A data set of texts in the order of their paths, divided by a hash of the paths or else by cuts.
 
-
-def _dataset(name: str, splits: Iterable[list[bytes]], context: int) -> Dataset:
-    """A data set of the documents of each split."""
-
-    def joined(documents: list[bytes]) -> corpus.Corpus:
-        text, ends = b''.join(documents), np.cumsum([len(document) for document in documents if document])
-        checksum = corpus.checksum_of(hashlib.sha256(text), ends)
-        return corpus.Corpus(np.frombuffer(text, np.uint8), ends, checksum)
-
+    One file is held at a time, beside the splits: a corpus may be as large as the memory.
+    """
     check_integer('context', context, 1, 'the length of a window, in bytes')
-    return dataset_of_windows(name, [Windows(joined(documents), context) for documents in splits])
+    splits = {role: _Joined() for role in ROLES}
+    for path in paths:
+        splits[corpus.split_of(path)].add(read(path))
+    if not all(split.text for split in splits.values()):
+        splits = {role: _Joined() for role in ROLES}
+        for path in paths:
+            for split, part in zip(splits.values(), _cut(read(path)), strict=True):
+                split.add(part)
+    sizes = [len(split.text) for split in splits.values()]
+    if not all(sizes):
+        found = f'{len(paths)} files with {sum(sizes)} bytes'
+        raise ValueError(f'{name} has {found}. Put text there: a long file, or several.')
+    return dataset_of_windows(name, [Windows(split.corpus(), context) for split in splits.values()])
+
+
+class _Joined:
+    """The documents of a split, one after the other."""
+
+    def __init__(self) -> None:
+        self.text, self._ends = bytearray(), list[int]()
+
+    def add(self, document: bytes | memoryview) -> None:
+        if document:
+            self.text += document
+            self._ends.append(len(self.text))
+
+    def corpus(self) -> corpus.Corpus:
+        ends, text = np.array(self._ends), np.frombuffer(memoryview(self.text).toreadonly(), np.uint8)
+        return corpus.Corpus(text, ends, corpus.checksum_of(hashlib.sha256(self.text), ends))
 
 
 def _read(file: Path) -> bytes:
     if not file.is_file():  # a pipe would be waited for
         raise ValueError(f'{str(file)!r} is not a regular file, but a pipe or a link to nothing. Remove it.')
     content = file.read_bytes()
-    try:
-        content.decode('utf-8')
+    decoder, stop = codecs.getincrementaldecoder('utf-8')(), 0
+    try:  # in pieces: as a whole, one character past U+FFFF makes a str of four bytes a character
+        while stop < len(content):
+            start, stop = stop, stop + _PIECE
+            decoder.decode(content[start:stop], final=stop >= len(content))
     except UnicodeDecodeError as error:
-        raise ValueError(f'{str(file)!r} is not UTF-8 ({error}). Convert or remove it.') from error
+        place = min(stop, len(content)) - len(error.object) + error.start
+        what = f'{error.reason} {content[place]:#x} at {place}'
+        raise ValueError(f'{str(file)!r} is not UTF-8 ({what}). Convert or remove it.') from error
     return content
 
 
