@@ -71,8 +71,8 @@ def test_what_the_package_and_the_examples_import_is_what_it_requires():
     assert imported - {'numpy'} <= DECLARED  # JAX requires NumPy
     # TFDS needs the second; of the third a file is read.
     assert DECLARED - imported <= {'tensorflow-cpu', 'importlib-resources', 'scikit-learn'}
-    # Two examples are about these, as their docstrings say.
-    assert distributions(ROOT / 'examples') <= DECLARED | {'numpy', 'keras', 'equinox'}
+    # Some examples are about these, as their docstrings say.
+    assert distributions(ROOT / 'examples') <= DECLARED | {'numpy', 'keras', 'equinox', 'kauldron'}
 
 
 def test_jax_for_gpus_is_the_same_jax():
