@@ -211,10 +211,11 @@ def draw_along(lines: Mapping[str, str], found: Sequence[Row], path: Path) -> No
                 steps, -means, [highs - means, means - lows], marker='o', capsize=2, label=label, **style
             )
         panel.axhline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
-        panel.set(
-            xscale='log', xlabel='steps of the run', ylabel=f'nats behind {found[0].cell.contender.title}'
-        )
-        pictures.plain_log(panel.xaxis)
+        panel.set(xscale='log', xlabel='steps of the run')
+        panel.set_ylabel(f'nats behind {found[0].cell.contender.title.partition(",")[0]}')
+        ticks = sorted({problems.config_of(row.cell.spec).num_steps for row in found})
+        panel.set_xticks(ticks, [f'{count:,}' for count in ticks])
+        panel.minorticks_off()
         panel.legend()
 
 
