@@ -202,9 +202,11 @@ def draw_along(lines: Mapping[str, str], found: Sequence[Row], path: Path) -> No
     """
     with pictures.panels(path, 1, 1, heights=[2.0]) as axes:
         (panel,) = axes.flat
+        ticks: set[int] = set()
         for index, (label, title) in enumerate(lines.items()):
             along = [row for row in found if row.cell.contender.title == title and row.difference]
             steps = [problems.config_of(row.cell.spec).num_steps for row in along]
+            ticks.update(steps)
             means, lows, highs = np.array([row.difference[:3] for row in along]).T  # type: ignore[index]
             style = pictures.variant_style(pictures.COLORS['DEF'], index, len(lines))
             panel.errorbar(
@@ -213,8 +215,7 @@ def draw_along(lines: Mapping[str, str], found: Sequence[Row], path: Path) -> No
         panel.axhline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
         panel.set(xscale='log', xlabel='steps of the run')
         panel.set_ylabel(f'nats behind {found[0].cell.contender.title.partition(",")[0]}')
-        ticks = sorted({problems.config_of(row.cell.spec).num_steps for row in found})
-        panel.set_xticks(ticks, [f'{count:,}' for count in ticks])
+        panel.set_xticks(sorted(ticks), [f'{count:,}' for count in sorted(ticks)])
         panel.minorticks_off()
         panel.legend()
 

@@ -10,7 +10,7 @@ from jax import lax
 from def_jax.baselines.base import plus
 from def_jax.compressors import Compressor, check_compressor
 from def_jax.ground.arguments import check_seed, is_number
-from def_jax.ground.collectives import check_not_summed, pmean, vary_if_tracked
+from def_jax.ground.collectives import pmean
 from def_jax.ground.random import shared_key
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.state.link import float32_updates, float32_zeros, link
@@ -142,21 +142,14 @@ def ef21_sgdm(
     if not is_number(averaging) or not 0 < averaging <= 1:
         raise ValueError(f'{averaging=} must be a number in (0, 1]: η, the weight of the newest gradient.')
 
-    def init_fn(params) -> GradientAverageState:
-        average = vary_if_tracked(float32_zeros(params), axis_name)
-        return GradientAverageState(jnp.zeros((), jnp.uint32), average)
+    def init(params):
+        return GradientAverageState(jnp.zeros((), jnp.uint32), float32_zeros(params))
 
-    def update_fn(updates, state, params=None):
-        del params
-        check_not_summed(updates, axis_name)  # the average hides it
-        weight = jnp.where(state.step == 0, 1.0, averaging)
-        average = jax.tree.map(
-            lambda v, g: v + weight * (g - v), state.average, float32_updates(updates, state.average)
-        )
-        return jax.tree.map(lambda x, u: x.astype(u.dtype), average, updates), GradientAverageState(
-            state.step + 1, average
-        )
+    def step(updates, state, _):
+        weight, grads = jnp.where(state.step == 0, 1.0, averaging), float32_updates(updates, state.average)
+        average = jax.tree.map(lambda v, g: v + weight * (g - v), state.average, grads)
+        return average, GradientAverageState(state.step + 1, average)
 
     return optax.chain(
-        optax.GradientTransformation(init_fn, update_fn), ef21(compressor, axis_name, seed=seed)
+        link(init, step, axis_name, GradientAverageState), ef21(compressor, axis_name, seed=seed)
     )
