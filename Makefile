@@ -17,6 +17,9 @@ THEORY ?= step_size distance averaging stability figure3 without_batchnorm round
 CONSTRAINTS ?= constraints.txt
 INSTALLER ?= uv
 
+# Without bytecode, as images of containers ask for it, every process would compile JAX anew: 3 to 5 seconds of each.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 # Stamps of what is installed: for training, for tests, for lint, for docs, or all of it.
 TRAIN := $(VENV)/.train

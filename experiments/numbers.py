@@ -12,7 +12,11 @@ of README.md, docs/ and results/; with `--check` it fails if one is stale or was
     <!-- printed -->
     <!-- /printed -->
 
-is filled with what the command prints.
+is filled with what the command prints, and
+
+    <!-- cell: benchmarks/cluster; mlp; dense; ms per step -->814<!-- /cell -->
+
+with a cell of a benchmark's page under results/, found by its section, row and column; without brackets.
 """
 
 import contextlib
@@ -30,6 +34,8 @@ _MARK = re.compile(r'(<!-- number: ([^>]*?) -->)(.*?)(<!-- /number -->)', re.DOT
 _PLAN = re.compile(
     r'(```sh\npython -m def_jax\.plan ([^`]*)\n```\n\n<!-- printed -->\n)(.*?)(<!-- /printed -->)', re.DOTALL
 )
+_CELL = re.compile(r'(<!-- cell: ([^>]*?) -->)(.*?)(<!-- /cell -->)', re.DOTALL)
+_TABLE = re.compile(r'(?:^\|.*\n)+', re.MULTILINE)
 _MISSING, _NONE = '(not run)', '(no difference)'
 
 # Texts of a row of `pages.rows`.
@@ -44,12 +50,13 @@ METRICS: Mapping[str, Callable[[Any], str]] = {
 Found = tuple[Sequence[Any], Sequence[Any]]
 
 
-def filled(text: str, found: Callable[[str], Found]) -> str:
+def filled(text: str, found: Callable[[str], Found], page: Callable[[str], str]) -> str:
     """A text with every mark filled.
 
     Args:
         text: of a page.
         found: an experiment's settings and finished rows, by its name.
+        page: the text of a benchmark's page, by its name.
 
     Returns:
         The text, with what its commands print; a mark of a run without a record says so.
@@ -58,6 +65,7 @@ def filled(text: str, found: Callable[[str], Found]) -> str:
         ValueError: if a mark names what is not there.
     """
     text = _PLAN.sub(lambda plan: f'{plan[1]}\n{_printed(plan[2])}\n{plan[4]}', text)
+    text = _CELL.sub(lambda mark: mark[1] + _cell(mark[2], page) + mark[4], text)
     return _MARK.sub(lambda mark: mark[1] + _value(mark[2], found) + mark[4], text)
 
 
@@ -71,6 +79,18 @@ def _printed(flags: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as output:
         program.main(shlex.split(flags.replace('\\\n', ' ')))
     return output.getvalue()
+
+
+def _cell(address: str, page: Callable[[str], str]) -> str:
+    name, section, row, column = (part.strip() for part in address.split(';'))
+    inside = page(name).partition(f'<!-- {section} -->')[2].partition(f'<!-- end of {section} -->')[0]
+    for table in _TABLE.findall(inside):
+        lines = (line.strip('| ').split(' | ') for line in table.splitlines())
+        head, _, *rows = [[cell.partition(' (')[0] for cell in line] for line in lines]
+        for cells in rows:
+            if cells[0] == row and column in head:
+                return cells[head.index(column)]
+    raise ValueError(f'the mark {address!r} names no cell of {name}.md.')
 
 
 def _value(address: str, found: Callable[[str], Found]) -> str:
