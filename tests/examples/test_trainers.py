@@ -4,7 +4,6 @@ Nearly all call `check`, which raises if more than the message crosses workers.
 """
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,15 +40,13 @@ REACHES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', REACHES)
-def test_it_learns(name):
+def test_it_learns(name, environment):
     package, argument, reached = REACHES[name]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f'{package} is not installed')
     # As a program, without these tests' devices: an example chooses its own.
     program = Path(ROOT, 'examples', f'{name}.py').read_text()
     program = program.replace('    main()\n', f'    print(float(main({argument})))\n')
-    unset = ('XLA_FLAGS', 'NPROC', 'JAX_PLATFORMS')
-    environment = {k: v for k, v in os.environ.items() if k not in unset} | {'PYTHONPATH': str(ROOT)}
     command = [sys.executable, '-c', program]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     assert reached(float(done.stdout.split()[-1]))
