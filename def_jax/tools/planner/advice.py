@@ -88,7 +88,7 @@ def _start(plan: Plan, dense: Prediction, near: Sequence[Prediction], tried: boo
         f'{_share(plan, dense):.0f} % of a step.{_unless_hidden(plan, dense, near)}'
     )
     if also:
-        told += f' {"; ".join(also)}: as fast within a tenth. If you use one of them already, stay.'
+        told += f' Equally fast, within a tenth: {"; ".join(also)}. If you already use one of them, keep it.'
     if not tried:
         told += ' No method here is known to have trained a model of this size.'
     told += f'\n\n    {chosen.paste}\n\nPaste it; {chosen.then}.'
@@ -104,7 +104,7 @@ def _unless_hidden(plan: Plan, dense: Prediction, near: Sequence[Prediction]) ->
     if plan.overlap or hidden > plan.step_time:
         return ''
     return (
-        ' That takes none of it to hide behind the backward pass: where '
+        ' This assumes that none of it hides behind the backward pass: where '
         f'{100 * hidden / exposed:.0f} % hides, stay dense. `--dense-step` measures it.'
     )
 

@@ -26,7 +26,7 @@ _HELP = {
     'dense_bytes': 'bytes per element of the dense all-reduce: 2 in bfloat16, 4 in float32',
     'evaluate_every': 'steps between evaluations of y; 0 evaluates once, at the end',
     'num_steps': 'number of steps of the run',
-    'gpus_per_link': 'how many GPUs share a link, of which there are then --workers',
+    'gpus_per_link': 'how many GPUs share a link; --workers then counts links',
     'in_flight': 'messages travel while the next gradient is computed (overlap=True)',
     'fsdp': 'the GPUs of a link shard the parameters (FSDP); without it, each holds all',
     'memory': "of a device, e.g. 80GB; 0 for --device's, or for any",
@@ -47,7 +47,7 @@ _FLOPS = (
     '6 · parameters · tokens of a worker / devices of a worker'
 )
 _NOTES = (
-    "Each of Streaming DiLoCo's messages is taken to hide behind one gradient, which is the best case. "
+    "Each of Streaming DiLoCo's messages is assumed to hide behind one gradient, the best case. "
     'A device holds parameters, gradients and optimizer state in float32; activations and frozen parameters '
     'are not counted here.'
 )
