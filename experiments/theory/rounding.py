@@ -92,9 +92,10 @@ def main():
             contraction = 1 - theory * (WORKERS - 1) / WORKERS
             rows.append([str(bits), name, f'{theory:.3g}', *columns, f'{contraction:.3g}'])
         steps = np.arange(EVERY, STEPS + 1, EVERY)
-        reporting.band(panel, steps, found[:, 1:, 0].T / theory, f'{bits} bits')
-    panel.set(xlabel='step', ylabel='D of messages / D_b', yscale='log')
-    panel.legend()
+        name = f'{bits} bit{"s" if bits > 1 else ""}'
+        reporting.band(panel, steps, np.log10(found[:, 1:, 0].T / theory), name)
+    panel.set(xlabel='step', ylabel='log₁₀ (D of messages / D_b)')
+    panel.legend(ncols=len(BITS), loc='lower center', bbox_to_anchor=(0.5, 1))
     header = ['bits', 'of', 'D_b', 'D', 'D of the second rounding', 'R·δ', 'R·δ(b)']
     setting = {'workers': WORKERS, 'compression': COMPRESSION, 'learning_rate': RATE, 'steps': STEPS}
     reporting.publish('rounding', figure, header, rows, seeds=SEEDS, **setting)
