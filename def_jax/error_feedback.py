@@ -32,6 +32,7 @@ from def_jax.ground.collectives import (
 from def_jax.ground.random import shared_key
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping, weighting
+from def_jax.options.narrow import settled
 from def_jax.options.overlap import overlapped
 from def_jax.state.link import check_updates, float32_zeros, is_masked, link
 from def_jax.state.ownership import check_inner, check_no_copy, check_surroundings, link_states, no_residual
@@ -245,7 +246,7 @@ def _algorithm_1(
     reply = send(options, route, selection, block, updates, state)  # line 9
     if options.skip_nonfinite:
         pending = pend(*skipping.admitted(updates, carried, state, reply))
-    mean, rest = options.settle(route, selection, updates, params, reply)
+    mean, rest = settled(route, selection, reply, updates, params)
     residual = selection.replace(pending, rest)  # line 8: p - C(p)
     after = state._replace(residual=residual, **reply.memory._asdict())
     return selection.place(mean, updates), options.finish(route.workers, state, after)  # line 10

@@ -1,7 +1,6 @@
 """Arguments of `error_feedback` that Algorithm 1 does not have; they meet in line 9, `send`."""
 
 import dataclasses
-import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,8 +12,8 @@ from def_jax.compressors import Compressor, Selection, check_compressor
 from def_jax.ground.arguments import check_flag, check_integer, check_number
 from def_jax.ground.collectives import Group, axis_index, num_workers, pmean, psum
 from def_jax.ground.types import Arrive, PyTree
-from def_jax.options import detach_estimate, narrow, outer, skipping
-from def_jax.state.link import check_like, check_updates, float32_updates, float32_zeros
+from def_jax.options import detach_estimate, outer, skipping
+from def_jax.state.link import check_like, float32_updates, float32_zeros
 from def_jax.wires import Bits, Route, check_bits
 
 PAPER_DETACH = 0.3  # the λ of the paper's tables, and this library's default
@@ -123,18 +122,6 @@ class Options:
         if isinstance(self.decay, (int, float)) and self.decay == 1:
             return residual
         return optax.tree.scale(jnp.asarray(self.decay, jnp.float32), residual)
-
-    def settle(
-        self, route: Route, selection: Selection, updates: PyTree, params: PyTree, reply: Reply
-    ) -> tuple[jax.Array, jax.Array]:
-        """What x moves by, and what the worker has still to send, once updates and x have their dtypes."""
-        if params is None or not narrow.is_narrow((params, updates)):
-            return reply.mean, reply.rest
-        check_updates(params, updates, 'params')
-        places, x = route.layout, selection.take(params)
-        apart = functools.partial(places.split, sizes=route.sizes)
-        mean, missing = narrow.settled(reply.mean, x, updates, params, apart, places.join)
-        return mean, reply.rest + missing
 
     def finish(self, workers: Group, before: Any, after: Any) -> Any:
         """The state at the end of a step, whether or not a message was sent in it."""

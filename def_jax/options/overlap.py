@@ -23,6 +23,7 @@ from def_jax.ground.barriers import in_memory, materialized, read_after
 from def_jax.ground.collectives import varying_axes
 from def_jax.ground.types import PyTree
 from def_jax.options import Options, pend, send, skipping
+from def_jax.options.narrow import settled
 from def_jax.wires import Route
 
 
@@ -52,7 +53,7 @@ def overlapped(
         finite = skipping.finite_on_all(updates, route.within)
         updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
         state = state._replace(left_out=~finite)
-    mean, rest = options.settle(route, selection, updates, params, reply)
+    mean, rest = settled(route, selection, reply, updates, params)
     # and what is added to the next block is another array than what the message reports on.
     rest = materialized(rest)
     waiting = materialized(again.take(updates) + options.carry(rest))
