@@ -113,9 +113,13 @@ class Options:
     def select(self, state: Any, route: Route) -> Selection:
         """What the message of a step selects; a round of blocks is a round of messages."""
         # A skipped step has drawn its block, too: one whose sum overflows would be drawn again forever.
-        drawn = state.step + state.skipped if self.skip_nonfinite else state.step
+        drawn = self.sends(state) + state.skipped if self.skip_nonfinite else self.sends(state)
         step = drawn // self.every if self.every > 1 else drawn
         return self.compressor(state.key, step, state.residual, route.layout)
+
+    def sends(self, state: Any) -> jax.Array:
+        """The step whose message travels in this one; with `overlap` the step before, at first of zeros."""
+        return state.step - 1 if self.overlap else state.step
 
     def carry(self, residual: PyTree) -> PyTree:
         """The residual as it enters a step: times `decay`."""
@@ -190,7 +194,7 @@ def send(
         return Reply(nothing, block, before._replace(step=before.step + 1))
 
     def due(block: jax.Array, before: Memory) -> Reply:
-        return lax.cond((state.step + 1) % options.every == 0, exchanged, wait, block, before)
+        return lax.cond((options.sends(state) + 1) % options.every == 0, exchanged, wait, block, before)
 
     sending = exchanged if options.every == 1 else due
     if options.outer is None:
