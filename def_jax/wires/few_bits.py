@@ -114,6 +114,7 @@ class Plan(NamedTuple):
         return [row_of(x.reshape(-1, x.shape[-1]), section * self.workers + k) for x in tables]
 
 
+@functools.cache
 def plan(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stretch, ...] = ()) -> Plan:
     """The plan for parts of these sizes; by default, a worker is one device.
 
@@ -121,11 +122,7 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stret
     >>> found.shape, found.layout.begins, found.pieces.tolist(), found.filled.tolist()
     ((2, 2, 4), (0, 8), [[[0], [1]]], [[[4, 1], [3, 0]]])
     """
-    return _planned(sizes, workers, bits, stretches or (Stretch(ALONE, 1, tuple(range(len(sizes)))),))
-
-
-@functools.cache
-def _planned(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stretch, ...]) -> Plan:
+    stretches = stretches or (Stretch(ALONE, 1, tuple(range(len(sizes)))),)
     together = 8 // bits  # tiles whose integers share a byte
     # On average half a tile is empty at the end of a part, and half of `together` tiles at that of a chunk.
     sections = max(stretch.size for stretch in stretches)
