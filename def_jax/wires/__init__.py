@@ -12,8 +12,7 @@ from def_jax.ground.barriers import materialized, part_places, rounded
 from def_jax.ground.collectives import Group, group_of, num_workers, pmean
 from def_jax.ground.types import Arrive, AxisName
 from def_jax.wires import few_bits
-from def_jax.wires.division import ALONE, Division, stretches
-from def_jax.wires.layouts import Layout
+from def_jax.wires.layouts import ALONE, Division, Layout, stretches
 
 Bits = Literal[1, 2, 4, 8, 16, 32]
 

@@ -34,8 +34,7 @@ from jax import lax
 from def_jax.ground.barriers import in_memory
 from def_jax.ground.collectives import Group, all_gather, all_to_all, axis_index, pmean
 from def_jax.ground.types import Arrive
-from def_jax.wires.division import ALONE, Division, Stretch
-from def_jax.wires.layouts import Layout
+from def_jax.wires.layouts import ALONE, Division, Layout, Stretch
 from def_jax.wires.segments import Segments, reduced, row_of, segments
 
 _WASTE = 0.01  # the share of a message that may be zeros between its parts, unless it is small
