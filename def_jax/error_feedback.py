@@ -22,13 +22,7 @@ from jax.flatten_util import ravel_pytree
 from def_jax.compressors import Compressor
 from def_jax.ground.arguments import check_seed, named_leaves
 from def_jax.ground.barriers import in_memory
-from def_jax.ground.collectives import (
-    check_axis_name,
-    check_shared,
-    pmean,
-    vary,
-    varying_axes,
-)
+from def_jax.ground.collectives import check_axis_name, check_shared, pmean, vary, varying_axes
 from def_jax.ground.random import shared_key
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping, weighting

@@ -115,7 +115,7 @@ class Options:
         # A skipped step has drawn its block, too: one whose sum overflows would be drawn again forever.
         drawn = self.sends(state) + state.skipped if self.skip_nonfinite else self.sends(state)
         step = drawn // self.every if self.every > 1 else drawn
-        return self.compressor(state.key, step, state.residual, route.layout)
+        return self.compressor.select(state.key, step, state.residual, route.layout)
 
     def sends(self, state: Any) -> jax.Array:
         """The step whose message travels in this one; with `overlap` the step before, at first of zeros."""
