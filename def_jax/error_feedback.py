@@ -242,8 +242,7 @@ def _algorithm_1(
         pending = pend(*skipping.admitted(updates, carried, state, reply))
     mean, rest = settled(route, selection, reply, updates, params)
     residual = selection.replace(pending, rest)  # line 8: p - C(p)
-    after = state._replace(residual=residual, **reply.memory._asdict())
-    return selection.place(mean, updates), options.finish(route.workers, state, after)  # line 10
+    return selection.place(mean, updates), options.finish(route, state, residual, reply.memory)  # line 10
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:

@@ -10,7 +10,7 @@ from jax import lax
 
 from def_jax.compressors import Compressor, Selection, check_compressor
 from def_jax.ground.arguments import check_flag, check_integer, check_number
-from def_jax.ground.collectives import Group, axis_index, num_workers, pmean, psum
+from def_jax.ground.collectives import axis_index, num_workers, pmean, psum
 from def_jax.ground.types import Arrive, PyTree
 from def_jax.options import detach_estimate, outer, skipping
 from def_jax.state.link import check_like, float32_updates, float32_zeros
@@ -127,8 +127,9 @@ class Options:
             return residual
         return optax.tree.scale(jnp.asarray(self.decay, jnp.float32), residual)
 
-    def finish(self, workers: Group, before: Any, after: Any) -> Any:
+    def finish(self, route: Route, before: Any, residual: PyTree, memory: Memory) -> Any:
         """The state at the end of a step, whether or not a message was sent in it."""
+        workers, after = route.workers, before._replace(residual=residual, **memory._asdict())
 
         def mean(residual):
             # Adding 0·r marks the mean as varying over workers, like the other branch, as shard_map requires.

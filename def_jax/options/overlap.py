@@ -57,10 +57,9 @@ def overlapped(
     rest = materialized(rest)
     waiting = materialized(again.take(updates) + options.carry(rest))
     residual = selection.replace(pend(updates, options.carry(state.residual)), waiting)
-    after = state._replace(residual=residual, **reply.memory._asdict())
     # Moved before the gradient has read them, the parameters would be copied.
     arrived = _late(computed, block, mean) if branches else mean
-    return selection.place(arrived, updates), options.finish(route.workers, state, after)
+    return selection.place(arrived, updates), options.finish(route, state, residual, reply.memory)
 
 
 def _late(computed: jax.Array, message: jax.Array, mean: jax.Array) -> jax.Array:
