@@ -22,20 +22,15 @@ from jax.flatten_util import ravel_pytree
 from def_jax.compressors import Compressor
 from def_jax.ground.arguments import check_seed, named_leaves
 from def_jax.ground.barriers import in_memory
-from def_jax.ground.collectives import (
-    check_axis_name,
-    check_shared,
-    pmean,
-    vary,
-    varying_axes,
-)
+from def_jax.ground.collectives import check_axis_name, check_shared, pmean, vary, varying_axes
 from def_jax.ground.random import shared_key
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping, weighting
+from def_jax.options.narrow import settled
 from def_jax.options.overlap import overlapped
-from def_jax.state.link import Shards, check_updates, float32_zeros, is_masked, link
+from def_jax.state.link import check_updates, float32_zeros, is_masked, link
 from def_jax.state.ownership import check_inner, check_no_copy, check_surroundings, link_states, no_residual
-from def_jax.wires import Bits
+from def_jax.wires import Bits, Route
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -147,8 +142,6 @@ def error_feedback(
     check_seed(seed)
     options = Options(
         compressor=compressor,
-        axis_name=axis_name,
-        inside=inside,
         bits=bits,
         detach=detach,
         every=every,
@@ -171,32 +164,32 @@ def error_feedback(
             **options.init(params),
         )
 
-    def step(updates, state, params):
+    def step(updates, state, params, shards):
         options.check(state)
         check_shared(state.key, 'the key', axis_name)
-        shards = options.shards()
-        if axis_name is not None and shards.workers is None:  # a mapping that may stack the optimizer's state
+        if axis_name is not None and shards.specs is None:  # a mapping that may stack the optimizer's state
             updates = in_memory(updates)
-        return algorithm(options, shards, updates, state, params)
+        sizes, holders = compressor.sizes(state.residual), shards.holders(state.residual)
+        route = Route.of(sizes, shards.workers, bits, shards.within, holders)
+        return algorithm(options, route, updates, state, params)
 
-    wrapper = wrapped(inner, init, step, axis_name, by_shards=True)
+    wrapper = wrapped(inner, init, step, axis_name, inside=inside, by_shards=True)
 
     def update(grads, state, params=None, **extra_args):
-        if inside is not None:
-            grads, extra_args = weighting.averaged(options.within, grads, extra_args)
         applied, after = wrapper.update(grads, state, params, **extra_args)
-        return applied, skipping.held(state, after) if skip_nonfinite else after
+        return applied, skipping.held(state, after)
 
-    return optax.GradientTransformationExtraArgs(wrapper.init, update)
+    return optax.GradientTransformationExtraArgs(wrapper.init, update) if skip_nonfinite else wrapper
 
 
 def wrapped(
     inner: optax.GradientTransformation,
     init: Callable[[PyTree], Any],
-    step: Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]],
+    step: Callable[..., tuple[PyTree, Any]],
     axis_name: AxisName,
     state_type: Any = ErrorFeedbackState,
     *,
+    inside: AxisName | int = None,
     by_shards: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """A link around a worker's optimizer, which sees the detached point; arguments as of `link`."""
@@ -219,9 +212,9 @@ def wrapped(
             )
         return state._replace(inner=started)
 
-    def local(grads, state, params, extra_args):  # line 6, after the gradient
-        extra_args, weight = dict(extra_args), extra_args.get('weight')
-        extra_args.pop('weight', None)
+    def local(grads, state, params, shards, /, weight=None, **extra_args):  # line 6, after the gradient
+        if inside is not None:
+            grads, weight = weighting.averaged(shards.within, grads, weight)
         if params is None and state.inner != ():  # which is that of the identity
             raise ValueError(
                 'update needs x: call update(grads, opt_state, params). And take gradients at '
@@ -233,25 +226,23 @@ def wrapped(
             return updates, after
         return weighting.weighted(weight, axis_name, updates, after, state.inner)
 
-    return link(init_fn, step, axis_name, state_type, local=local, by_shards=by_shards)
+    return link(init_fn, step, axis_name, state_type, local=local, inside=inside, by_shards=by_shards)
 
 
 def _algorithm_1(
-    options: Options, shards: Shards, updates: PyTree, state: Any, params: PyTree
+    options: Options, route: Route, updates: PyTree, state: Any, params: PyTree
 ) -> tuple[PyTree, Any]:
     """Lines 7 to 10: the updates of x, and the state after them; `def_jax.options` joins in."""
     carried = options.carry(state.residual)
     pending = pend(updates, carried)  # line 7
-    route = options.route(shards, state.residual)
     selection = options.select(state, route)
     block = selection.take(pending)  # line 8: C(p)
-    reply = send(options, shards, route, selection, block, updates, state)  # line 9
+    reply = send(options, route, selection, block, updates, state)  # line 9
     if options.skip_nonfinite:
         pending = pend(*skipping.admitted(updates, carried, state, reply))
-    mean, rest = options.settle(route, selection, updates, params, reply)
+    mean, rest = settled(route, selection, reply, updates, params)
     residual = selection.replace(pending, rest)  # line 8: p - C(p)
-    after = state._replace(residual=residual, **reply.memory._asdict())
-    return selection.place(mean, updates), options.finish(state, after)  # line 10
+    return selection.place(mean, updates), options.finish(route, state, residual, reply.memory)  # line 10
 
 
 def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:

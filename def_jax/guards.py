@@ -16,10 +16,10 @@ from jax.experimental import multihost_utils
 
 from def_jax.error_feedback import feedback_states
 from def_jax.ground.arguments import leaf_names
-from def_jax.ground.collectives import all_gather, num_workers, pmax, psum
+from def_jax.ground.collectives import all_gather, num_workers, pmax
 from def_jax.ground.random import is_typed
 from def_jax.ground.types import AxisName, PyTree
-from def_jax.options.skipping import all_finite as finite_here
+from def_jax.options import skipping
 from def_jax.state.ownership import each, per_worker_leaves
 from def_jax.state.regrouping import check_whose
 
@@ -46,7 +46,7 @@ def all_finite(tree: PyTree, axis_name: AxisName) -> jax.Array:
     >>> verdict(jnp.array([1.0, jnp.nan])).tolist()
     [False, False]
     """
-    return psum(1 - finite_here(tree).astype(jnp.int32), axis_name) == 0
+    return skipping.finite_on_all(tree, axis_name)
 
 
 def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
@@ -85,7 +85,7 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     # Of Lion and others whose updates are signs, many entries of the residuals agree by chance.
     agree = _agree(moments or residuals, axis_name)
     workers, due = num_workers(axis_name), states[0].step >= 2
-    finite = finite_here((params, residuals))
+    finite = skipping.all_finite((params, residuals))
     numbers = [all_gather(state.worker, axis_name) for state in states]
 
     def raise_if(agree: np.ndarray, finite: np.ndarray, numbers: list[np.ndarray]) -> None:

@@ -16,7 +16,7 @@ from def_jax.ground.collectives import Group
 from def_jax.ground.random import shared_key
 from def_jax.traffic.hlo import collectives
 from def_jax.wires import few_bits
-from def_jax.wires.division import Division, Stretch
+from def_jax.wires.layouts import Division, Stretch
 
 NUM_STEPS, AXES = 6, ('workers', 'inside')
 MAPPINGS = ('pmap', 'vmap', 'shard_map', 'shard_map with types')

@@ -88,7 +88,7 @@ def feedback(
     def init(params):
         return ResidualState(float32_zeros(params), init_carry(params))
 
-    def step(updates, state, _):
+    def step(updates, state, *_):
         given = float32_updates(updates, state.residual)
         pending = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
         update, residual, carry = _exchanged(pending, exchange, state.carry)
@@ -114,7 +114,7 @@ def around(
     """
     start = error_feedback(identity(), None, detach=0.0)  # its state alone: nothing is sent
 
-    def step(updates, state, _):
+    def step(updates, state, *_):
         update, residual, _ = _exchanged(pend(updates, state.residual), exchange, ())
         return update, state._replace(step=state.step + 1, residual=residual)
 

@@ -66,7 +66,7 @@ def cser(
     check_compressor(update_compressor)
     resets = error_feedback(compressor, axis_name, seed=seed, detach=1.0, every=every)
 
-    def step(updates, state, _):
+    def step(updates, state, *_):
         # Another key than the link's own: C₁ and C₂ draw independently.
         key = jax.random.key_data(jax.random.fold_in(typed_key(state.key), 1))
         selection = update_compressor(key, state.step, updates)

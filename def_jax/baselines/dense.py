@@ -40,7 +40,7 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformationExtraArg
     [2.0, 2.0]
     """
 
-    def step(updates, state, _):
+    def step(updates, state, *_):
         return pmean(updates, axis_name), state
 
     return link(lambda params: AllReduceMeanState(), step, axis_name)

@@ -75,7 +75,7 @@ def ef21(
         local, mean = float32_zeros(params), float32_zeros(params)  # two: a step may donate its state
         return EF21State(jnp.zeros((), jnp.uint32), shared_key(seed), local, mean)
 
-    def step(updates, state, _):
+    def step(updates, state, *_):
         grads = float32_updates(updates, state.local)
 
         def first():
@@ -145,7 +145,7 @@ def ef21_sgdm(
     def init(params):
         return GradientAverageState(jnp.zeros((), jnp.uint32), float32_zeros(params))
 
-    def step(updates, state, _):
+    def step(updates, state, *_):
         weight, grads = jnp.where(state.step == 0, 1.0, averaging), float32_updates(updates, state.average)
         average = jax.tree.map(lambda v, g: v + weight * (g - v), state.average, grads)
         return average, GradientAverageState(state.step + 1, average)

@@ -79,7 +79,7 @@ def onebit_adam(
         mu, nu, residual = (float32_zeros(params) for _ in range(3))
         return OneBitAdamState(jnp.zeros((), jnp.uint32), mu, nu, residual)
 
-    def step(updates, state, _):
+    def step(updates, state, *_):
         grads = float32_updates(updates, state.residual)
 
         def dense():

@@ -109,7 +109,7 @@ def sparse_loco(
         started = accumulate.init(params)._replace(outer=messages.init(params))
         return SparseLoCoState(*started)
 
-    def step(updates, state, _):
+    def step(updates, state, *_):
         moved = jax.tree.map(jnp.add, state.residual, float32_updates(updates, state.residual))
 
         def send(moved, error):

@@ -128,8 +128,9 @@ def num_workers(axes: AxisName | Group) -> int:
     try:
         return math.prod(_size(group, name) for name in group.names)
     except NameError as error:
+        told = group.names if len(group.names) > 1 else group.names[0]
         raise ValueError(
-            f'axis_name={axes!r} is not bound here. Call the step under jax.pmap(step, axis_name=...), '
+            f'axis_name={told!r} is not bound here. Call the step under jax.pmap(step, axis_name=...), '
             'jax.vmap or jax.shard_map with that name; for a single worker, pass axis_name=None.'
         ) from error
 

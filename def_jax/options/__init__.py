@@ -1,7 +1,6 @@
 """Arguments of `error_feedback` that Algorithm 1 does not have; they meet in line 9, `send`."""
 
 import dataclasses
-import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,24 +10,10 @@ from jax import lax
 
 from def_jax.compressors import Compressor, Selection, check_compressor
 from def_jax.ground.arguments import check_flag, check_integer, check_number
-from def_jax.ground.collectives import (
-    Group,
-    axis_index,
-    check_inside,
-    divided,
-    num_workers,
-    pmean,
-)
-from def_jax.ground.types import Arrive, AxisName, PyTree
-from def_jax.options import detach_estimate, narrow, outer, skipping
-from def_jax.state.link import (
-    Shards,
-    check_like,
-    check_updates,
-    current_shards,
-    float32_updates,
-    float32_zeros,
-)
+from def_jax.ground.collectives import axis_index, num_workers, pmean, psum
+from def_jax.ground.types import Arrive, PyTree
+from def_jax.options import detach_estimate, outer, skipping
+from def_jax.state.link import check_like, float32_updates, float32_zeros
 from def_jax.wires import Bits, Route, check_bits
 
 PAPER_DETACH = 0.3  # the λ of the paper's tables, and this library's default
@@ -60,8 +45,6 @@ class Options:
     """The options of one link; making them raises ValueError if one is out of range, or two conflict."""
 
     compressor: Compressor
-    axis_name: AxisName
-    inside: AxisName | int
     bits: Bits
     detach: float | Literal['auto']
     every: int
@@ -74,7 +57,6 @@ class Options:
     def __post_init__(self):
         check_compressor(self.compressor)
         check_bits(self.bits)
-        check_inside(self.inside, self.axis_name)
         if not self.estimates_detach or self.detach != 'auto':
             hint = f"λ: 0 is error feedback, {PAPER_DETACH} the paper's choice; or 'auto'"
             check_number('detach', self.detach, 0, 1, hint)
@@ -128,38 +110,16 @@ class Options:
         for name in ('outer', 'energy', 'skipped', 'left_out'):
             check_like(f'state.{name}', getattr(state, name), needed.get(name, ()), remedy)
 
-    @property
-    def workers(self) -> Group:
-        """The devices at one place in all workers, which exchange messages."""
-        return divided(self.axis_name, self.inside)[0]
-
-    @property
-    def within(self) -> Group:
-        """The devices of a worker, as `inside` tells."""
-        return divided(self.axis_name, self.inside)[1]
-
-    def shards(self) -> Shards:
-        """How the devices of a worker share its tensors."""
-        shards = current_shards()
-        if self.inside is None:
-            return shards
-        if shards.workers is not None:
-            raise ValueError(
-                f'inside={self.inside!r} is for jax.pmap and jax.shard_map. def_jax.spmd knows the devices '
-                'of a worker from its mesh: leave inside= out.'
-            )
-        return Shards(within=self.within)
-
-    def route(self, shards: Shards, like: PyTree) -> Route:
-        """How messages travel."""
-        return Route.of(self.compressor.sizes(like), self.workers, self.bits, shards.holders(like))
-
     def select(self, state: Any, route: Route) -> Selection:
         """What the message of a step selects; a round of blocks is a round of messages."""
         # A skipped step has drawn its block, too: one whose sum overflows would be drawn again forever.
-        drawn = state.step + state.skipped if self.skip_nonfinite else state.step
+        drawn = self.sends(state) + state.skipped if self.skip_nonfinite else self.sends(state)
         step = drawn // self.every if self.every > 1 else drawn
-        return self.compressor(state.key, step, state.residual, route.layout)
+        return self.compressor.select(state.key, step, state.residual, route.layout)
+
+    def sends(self, state: Any) -> jax.Array:
+        """The step whose message travels in this one; with `overlap` the step before, at first of zeros."""
+        return state.step - 1 if self.overlap else state.step
 
     def carry(self, residual: PyTree) -> PyTree:
         """The residual as it enters a step: times `decay`."""
@@ -167,24 +127,13 @@ class Options:
             return residual
         return optax.tree.scale(jnp.asarray(self.decay, jnp.float32), residual)
 
-    def settle(
-        self, route: Route, selection: Selection, updates: PyTree, params: PyTree, reply: Reply
-    ) -> tuple[jax.Array, jax.Array]:
-        """What x moves by, and what the worker has still to send, once updates and x have their dtypes."""
-        if params is None or not narrow.is_narrow((params, updates)):
-            return reply.mean, reply.rest
-        check_updates(params, updates, 'params')
-        places, x = route.layout, selection.take(params)
-        apart = functools.partial(places.split, sizes=route.sizes)
-        mean, missing = narrow.settled(reply.mean, x, updates, params, apart, places.join)
-        return mean, reply.rest + missing
-
-    def finish(self, before: Any, after: Any) -> Any:
+    def finish(self, route: Route, before: Any, residual: PyTree, memory: Memory) -> Any:
         """The state at the end of a step, whether or not a message was sent in it."""
+        workers, after = route.workers, before._replace(residual=residual, **memory._asdict())
 
         def mean(residual):
             # Adding 0·r marks the mean as varying over workers, like the other branch, as shard_map requires.
-            return optax.tree.add_scale(pmean(residual, self.workers), 0, residual)
+            return optax.tree.add_scale(pmean(residual, workers), 0, residual)
 
         if self.average_every:  # SAEF's period
             # A step dropped by `skip_nonfinite` does not count, so it must not repeat an average.
@@ -192,11 +141,11 @@ class Options:
             after = after._replace(residual=lax.cond(due, mean, lambda r: r, after.residual))
         if self.estimates_detach:
             shares = self.compressor.age_shares
-            best = detach_estimate.best_detach(after.energy, num_workers(self.workers), shares)
+            best = detach_estimate.best_detach(after.energy, num_workers(workers), shares)
             after = after._replace(detach=best)
         elif isinstance(self.detach, jax.Array):  # of `optax.inject_hyperparams`
             after = after._replace(detach=self.first_detach)
-        here = jnp.array([axis_index(self.workers), num_workers(self.workers)], jnp.int32)
+        here = jnp.array([axis_index(workers), num_workers(workers)], jnp.int32)
         own = jnp.all((before.worker == here) | (before.worker == -1))
         return after._replace(worker=jnp.where(own, here, before.worker.at[1].set(-2)))
 
@@ -208,7 +157,6 @@ def pend(updates: PyTree, carried: PyTree) -> PyTree:
 
 def send(
     options: Options,
-    shards: Shards,
     route: Route,
     selection: Selection,
     block: jax.Array,
@@ -230,14 +178,15 @@ def send(
         back = route.exchange(message, weights, arrive)
         mean, after = back.mean, before._replace(step=before.step + 1)
         if back.energy is not None:
-            after = after._replace(energy=detach_estimate.learned(shards.sum(back.energy), before.energy))
+            energy = psum(back.energy, route.within)
+            after = after._replace(energy=detach_estimate.learned(energy, before.energy))
         if options.outer is not None:
             mean, own = outer.applied(options.outer, mean, before.outer)
             after = after._replace(outer=own)
         reply = Reply(mean, back.rest, after)
         if options.skip_nonfinite:
             # Another device of this worker may have seen what is not finite.
-            finite = shards.all(skipping.all_finite(back.mean))
+            finite = skipping.finite_on_all(back.mean, route.within)
             reply = skipping.undone(finite, selection.take(state.residual), reply, before)
         return reply
 
@@ -246,7 +195,7 @@ def send(
         return Reply(nothing, block, before._replace(step=before.step + 1))
 
     def due(block: jax.Array, before: Memory) -> Reply:
-        return lax.cond((state.step + 1) % options.every == 0, exchanged, wait, block, before)
+        return lax.cond((options.sends(state) + 1) % options.every == 0, exchanged, wait, block, before)
 
     sending = exchanged if options.every == 1 else due
     if options.outer is None:

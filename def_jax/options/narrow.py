@@ -5,28 +5,27 @@ training too. Here what is missing from x afterwards joins the residual of every
 is a float32 master copy of the parameters, for no memory and no traffic.
 """
 
-from collections.abc import Callable, Sequence
-
 import jax
 
+from def_jax.compressors import Selection
 from def_jax.ground.barriers import rounded
 from def_jax.ground.types import PyTree
-
-Split = Callable[[jax.Array], Sequence[jax.Array]]  # a message, float32 [M], into the parts of its tensors
-
-
-def is_narrow(tree: PyTree) -> bool:
-    """Whether an array is narrower than float32."""
-    return any(x.dtype.itemsize < 4 for x in jax.tree.leaves(tree))
+from def_jax.options import Reply
+from def_jax.state.link import check_updates
+from def_jax.wires import Route
 
 
 def settled(
-    mean: jax.Array, x: jax.Array, updates: PyTree, params: PyTree, apart: Split, join: Callable
+    route: Route, selection: Selection, reply: Reply, updates: PyTree, params: PyTree
 ) -> tuple[jax.Array, jax.Array]:
-    """What x is told to move by, float32 [M], and what of the mean is missing from x after it.
+    """What x moves by, and what the worker has still to send, float32 [M], once updates and x have dtypes.
 
-    `x` is the block of the parameters. It moves as by `optax.apply_updates`, updates and x in their dtypes.
+    x moves as by `optax.apply_updates`. What of the mean is missing from x after it is added to the rest.
     """
+    if params is None or all(x.dtype.itemsize >= 4 for x in jax.tree.leaves((params, updates))):
+        return reply.mean, reply.rest
+    check_updates(params, updates, 'params')
+    x = selection.take(params)
     dtypes = [(u.dtype, p.dtype) for u, p in zip(*map(jax.tree.leaves, (updates, params)), strict=True)]
 
     def moved(mean, x, dtypes):
@@ -34,7 +33,9 @@ def settled(
         return update, mean - (rounded(x + update, dtypes[1]) - x)
 
     if len(set(dtypes)) == 1:
-        return moved(mean, x, dtypes[0])
-    parts = [moved(*part) for part in zip(apart(mean), apart(x), dtypes, strict=True)]
-    update, missing = (join(column) for column in zip(*parts, strict=True))
-    return update, missing
+        update, missing = moved(reply.mean, x, dtypes[0])
+    else:
+        means, xs = (route.layout.split(message, route.sizes) for message in (reply.mean, x))
+        parts = [moved(*part) for part in zip(means, xs, dtypes, strict=True)]
+        update, missing = (route.layout.join(column) for column in zip(*parts, strict=True))
+    return update, reply.rest + missing

@@ -23,16 +23,15 @@ from def_jax.ground.barriers import in_memory, materialized, read_after
 from def_jax.ground.collectives import varying_axes
 from def_jax.ground.types import PyTree
 from def_jax.options import Options, pend, send, skipping
-from def_jax.state.link import Shards
+from def_jax.options.narrow import settled
+from def_jax.wires import Route
 
 
 def overlapped(
-    options: Options, shards: Shards, updates: PyTree, state: Any, params: PyTree
+    options: Options, route: Route, updates: PyTree, state: Any, params: PyTree
 ) -> tuple[PyTree, Any]:
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
-    last = state._replace(step=state.step - 1)  # at first, a message of zeros
-    route = options.route(shards, state.residual)
-    selection = options.select(last, route)
+    selection = options.select(state, route)
     # What XLA computes in one kernel with something of the gradient would wait for it. So the block is of
     # another array than the detached point, for TPUs, where a tensor may be sent whole;
     block = selection.take(in_memory(state.residual, ['tpu']))
@@ -40,7 +39,7 @@ def overlapped(
     # unless types say that it must not depend on what varies over workers;
     alike = varying_axes([state.key]) == varying_axes([block])
     key, *_ = materialized((state.key, block) if alike else (state.key,))
-    again = options.select(last._replace(key=key), route)
+    again = options.select(state._replace(key=key), route)
     # In memory, or XLA for GPUs would take the block of all updates again wherever it is used.
     computed = jnp.max(materialized(again.take(updates)), initial=0)
     branches = options.every > 1  # a branch of a conditional cannot wait: the whole conditional would
@@ -48,21 +47,19 @@ def overlapped(
     def arrive(sent, mean):
         return mean if branches else _late(computed, sent, mean)
 
-    reply = send(options, shards, route, selection, block, updates, last, arrive)
+    reply = send(options, route, selection, block, updates, state, arrive)
     if options.skip_nonfinite:  # the next message tells the other workers
-        finite = shards.all(skipping.all_finite(updates))
+        finite = skipping.finite_on_all(updates, route.within)
         updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
         state = state._replace(left_out=~finite)
-    mean, rest = options.settle(route, selection, updates, params, reply)
+    mean, rest = settled(route, selection, reply, updates, params)
     # and what is added to the next block is another array than what the message reports on.
     rest = materialized(rest)
     waiting = materialized(again.take(updates) + options.carry(rest))
     residual = selection.replace(pend(updates, options.carry(state.residual)), waiting)
-    memory = reply.memory._replace(step=reply.memory.step + 1)
-    after = state._replace(residual=residual, **memory._asdict())
     # Moved before the gradient has read them, the parameters would be copied.
     arrived = _late(computed, block, mean) if branches else mean
-    return selection.place(arrived, updates), options.finish(state, after)
+    return selection.place(arrived, updates), options.finish(route, state, residual, reply.memory)
 
 
 def _late(computed: jax.Array, message: jax.Array, mean: jax.Array) -> jax.Array:

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from def_jax.ground.types import PyTree
+from def_jax.ground.collectives import Group, pmax
+from def_jax.ground.types import AxisName, PyTree
 
 
 def marked(message: jax.Array, updates: PyTree, before: Any) -> jax.Array:
@@ -76,6 +77,11 @@ def hold(taken: jax.Array, after: PyTree, before: PyTree, *, counts: bool) -> Py
         return new if keeps else jnp.where(taken, new, old)
 
     return jax.tree.map(leaf, after, before)
+
+
+def finite_on_all(tree: PyTree, axes: AxisName | Group) -> jax.Array:
+    """Whether every number on every device is finite, bool [], the same on all of them."""
+    return pmax((~all_finite(tree)).astype(jnp.int32), axes) == 0
 
 
 def all_finite(tree: PyTree) -> jax.Array:

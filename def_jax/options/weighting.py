@@ -18,15 +18,13 @@ from def_jax.ground.types import AxisName, PyTree
 from def_jax.options.skipping import hold
 
 
-def averaged(within: Group, grads: PyTree, extra_args: dict[str, Any]) -> tuple[PyTree, dict[str, Any]]:
-    """The mean of the gradients of a worker's devices, and the worker's extra arguments."""
+def averaged(within: Group, grads: PyTree, weight: jax.Array | None) -> tuple[PyTree, jax.Array | None]:
+    """The mean of the gradients of a worker's devices, and the worker's weight."""
     if within.members is None:
         check_not_summed(grads, within.names, inside=True)
-    weight = extra_args.get('weight')
     if weight is not None:
-        grads, total = _shares(weight, within, grads)
-        extra_args = extra_args | {'weight': total}
-    return pmean(grads, within), extra_args
+        grads, weight = _shares(weight, within, grads)
+    return pmean(grads, within), weight
 
 
 def weighted(

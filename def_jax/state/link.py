@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import NamedSharding, P
+from jax import NamedSharding
 from jax.tree_util import keystr
 
 from def_jax.ground.collectives import (
     Group,
-    axis_names,
     check_axis_name,
+    check_inside,
     check_not_summed,
-    pmax,
-    psum,
+    divided,
+    group_of,
     vary_if_tracked,
 )
 from def_jax.ground.types import AxisName, PyTree
@@ -31,30 +31,28 @@ from def_jax.state.specs import spec_axes, specs_like
 
 def link(
     init: Callable[[PyTree], Any],
-    step: Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]],
+    step: Callable[..., tuple[PyTree, Any]],
     axis_name: AxisName,
     state_type: Any = object,
     *,
     local: Callable[..., tuple[PyTree, PyTree]] | None = None,
+    inside: AxisName | int = None,
     by_shards: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation that runs `step` on every worker, on whole tensors or `by_shards` of each device.
 
-    `step` maps a worker's updates, its state and x, or None where that is unknown, to what all workers apply
-    and the new state, whose property `per_worker` names the fields that differ. `local` maps a gradient at
-    the detached point, the state, x and extra arguments to those updates and the new value of the state's
-    field `inner`.
+    `step` maps a worker's updates, its state, x, or None where that is unknown, and the `Shards` to what all
+    workers apply and the new state, whose property `per_worker` names the fields that differ. `local` maps a
+    gradient at the detached point, the state, x, the `Shards` and extra arguments to those updates and the
+    new value of the state's field `inner`.
     """
     check_axis_name(axis_name)
+    check_inside(inside, axis_name)
 
     def init_fn(params):
         state = init(params)
         own = {name: vary_if_tracked(getattr(state, name), axis_name) for name in state.per_worker}
         return state._replace(**own)
-
-    def one_step(updates, state, params):
-        applied, state = step(updates, state, params)
-        return optax.tree.cast_like(applied, updates), state
 
     def update_fn(updates, state, params=None, **extra_args):
         if not isinstance(state, state_type):
@@ -62,16 +60,16 @@ def link(
                 f'state is a {type(state).__name__}, but must be {state_type.__name__}, as init of the same '
                 'link returns it. The state of a chain belongs to the chain.'
             )
-        shards = current_shards()
-        if shards.workers is not None and axis_names(axis_name) != axis_names(shards.workers):
-            raise ValueError(
-                f'{axis_name=} of a link differs from axis_name={shards.workers!r} of def_jax.spmd. Pass the '
-                'same to both.'
-            )
+        shards = _shards(axis_name, inside)
         check_not_summed(updates, axis_name)
+
+        def one_step(updates, state, params):
+            applied, state = step(updates, state, params, shards)
+            return optax.tree.cast_like(applied, updates), state
+
         if local is None:
             return shards.run(one_step, updates, state, params, by_shards)
-        updates, inner = local(updates, state, params, extra_args)
+        updates, inner = local(updates, state, params, shards, **extra_args)
         applied, state = shards.run(one_step, updates, state._replace(inner=()), params, by_shards)
         return applied, state._replace(inner=inner)
 
@@ -79,17 +77,17 @@ def link(
 
 
 class Shards(NamedTuple):
-    """How a worker's devices share its tensors; the default is a worker of one device."""
+    """Who exchanges a worker's messages, and how its devices share its tensors."""
 
-    workers: AxisName = None  # the mesh axes over workers, if the compiler shards the rest
-    within: Group = Group(())  # a worker's devices
-    specs: PyTree = P()  # PartitionSpecs like params, which name only axes of `within`
+    workers: AxisName | Group  # the devices at one place in all workers
+    within: Group  # a worker's devices
+    specs: PyTree = None  # PartitionSpecs like params, of axes of `within`; None unless the compiler shards
 
     def run(
         self, update: Callable, updates: PyTree, state: PyTree, params: PyTree, by_shards: bool
     ) -> tuple[PyTree, PyTree]:
         """`update(updates, state, params)` on whole tensors or every shard; Explicit axes are Auto inside."""
-        if by_shards and self.within.names:
+        if by_shards and self.specs is not None and self.within.names:
             update_specs = self._specs_of(updates)
             specs = (update_specs, specs_like(state, updates, update_specs))
             given = (*specs, None if params is None else update_specs)
@@ -103,17 +101,9 @@ class Shards(NamedTuple):
             update = jax.sharding.auto_axes(update, axes=meshes[0].explicit_axes, out_sharding=placed)
         return update(updates, state, params)
 
-    def all(self, flag: jax.Array) -> jax.Array:
-        """Whether a condition, bool [], holds on all devices of this worker."""
-        return pmax((~flag).astype(jnp.int32), self.within) == 0
-
-    def sum(self, x: jax.Array) -> jax.Array:
-        """The sum over the devices of this worker."""
-        return psum(x, self.within)
-
     def holders(self, like: PyTree) -> list[Group]:
         """For every tensor, the devices of this worker that hold the same part of it."""
-        if self.workers is None or not self.within.names:
+        if self.specs is None or not self.within.names:
             return [self.within] * len(jax.tree.leaves(like))
         held = [spec_axes(spec) for spec in jax.tree.leaves(self._specs_of(like))]
         return [Group(tuple(n for n in self.within.names if n not in axes)) for axes in held]
@@ -133,13 +123,30 @@ class Shards(NamedTuple):
         return jax.tree.map_with_path(spec, tree)
 
 
-# How the worker whose step is traced shares its tensors.
-_CURRENT: ContextVar[Shards] = ContextVar('shards', default=Shards())  # noqa: B039
-current_shards = _CURRENT.get
+# Of the worker whose step is traced, if the compiler shards its tensors. No argument: a chain, a wrapper of
+# the user's, and a link around another one would all have to pass it on.
+_CURRENT: ContextVar[Shards | None] = ContextVar('shards', default=None)
+
+
+def _shards(axis_name: AxisName, inside: AxisName | int) -> Shards:
+    shards = _CURRENT.get()
+    if shards is None:
+        return Shards(*divided(axis_name, inside))
+    if group_of(axis_name) != group_of(shards.workers):
+        raise ValueError(
+            f'{axis_name=} of a link differs from axis_name={shards.workers!r} of def_jax.spmd. Pass the '
+            'same to both.'
+        )
+    if inside is not None:
+        raise ValueError(
+            f'{inside=} is for jax.pmap and jax.shard_map. def_jax.spmd knows the devices of a worker from '
+            'its mesh: leave inside= out.'
+        )
+    return shards
 
 
 @contextlib.contextmanager
-def sharded(shards: Shards) -> Iterator[None]:
+def sharded(shards: Shards | None) -> Iterator[None]:
     """Traces links for workers whose devices share tensors like this, whatever wraps the links."""
     token = _CURRENT.set(shards)
     try:

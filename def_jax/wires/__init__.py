@@ -12,8 +12,7 @@ from def_jax.ground.barriers import materialized, part_places, rounded
 from def_jax.ground.collectives import Group, group_of, num_workers, pmean
 from def_jax.ground.types import Arrive, AxisName
 from def_jax.wires import few_bits
-from def_jax.wires.division import ALONE, Division, stretches
-from def_jax.wires.layouts import Layout
+from def_jax.wires.layouts import ALONE, Division, Layout, stretches
 
 Bits = Literal[1, 2, 4, 8, 16, 32]
 
@@ -37,6 +36,7 @@ class Route(NamedTuple):
 
     sizes: tuple[int, ...]  # of the parts, in elements
     workers: Group
+    within: Group  # a worker's devices
     bits: Bits
     holders: tuple[Group, ...]  # of each part, within a worker
     division: Division  # what each of these sends, in elements
@@ -44,7 +44,14 @@ class Route(NamedTuple):
     layout: Layout  # where the parts of a message lie for `exchange`
 
     @classmethod
-    def of(cls, sizes: Sequence[int], axes: AxisName | Group, bits: Bits, holders: Any = None) -> 'Route':
+    def of(
+        cls,
+        sizes: Sequence[int],
+        axes: AxisName | Group,
+        bits: Bits,
+        within: Group = ALONE,
+        holders: Sequence[Group] = (),
+    ) -> 'Route':
         """By default, a worker is one device."""
         workers, alone = group_of(axes), [ALONE] * len(sizes)
         holders = tuple(holders or alone)
@@ -54,7 +61,7 @@ class Route(NamedTuple):
         if bits < 16 and any(sizes):
             plan = few_bits.plan(tuple(sizes), num_workers(workers), bits, found)
         layout = division.layout(sizes) if plan is None else plan.layout
-        return cls(tuple(sizes), workers, bits, holders, division, plan, layout)
+        return cls(tuple(sizes), workers, within, bits, holders, division, plan, layout)
 
     def exchange(
         self,

@@ -34,8 +34,7 @@ from jax import lax
 from def_jax.ground.barriers import in_memory
 from def_jax.ground.collectives import Group, all_gather, all_to_all, axis_index, pmean
 from def_jax.ground.types import Arrive
-from def_jax.wires.division import ALONE, Division, Stretch
-from def_jax.wires.layouts import Layout
+from def_jax.wires.layouts import ALONE, Division, Layout, Stretch
 from def_jax.wires.segments import Segments, reduced, row_of, segments
 
 _WASTE = 0.01  # the share of a message that may be zeros between its parts, unless it is small
@@ -114,6 +113,7 @@ class Plan(NamedTuple):
         return [row_of(x.reshape(-1, x.shape[-1]), section * self.workers + k) for x in tables]
 
 
+@functools.cache
 def plan(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stretch, ...] = ()) -> Plan:
     """The plan for parts of these sizes; by default, a worker is one device.
 
@@ -121,11 +121,7 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stret
     >>> found.shape, found.layout.begins, found.pieces.tolist(), found.filled.tolist()
     ((2, 2, 4), (0, 8), [[[0], [1]]], [[[4, 1], [3, 0]]])
     """
-    return _planned(sizes, workers, bits, stretches or (Stretch(ALONE, 1, tuple(range(len(sizes)))),))
-
-
-@functools.cache
-def _planned(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stretch, ...]) -> Plan:
+    stretches = stretches or (Stretch(ALONE, 1, tuple(range(len(sizes)))),)
     together = 8 // bits  # tiles whose integers share a byte
     # On average half a tile is empty at the end of a part, and half of `together` tiles at that of a chunk.
     sections = max(stretch.size for stretch in stretches)

@@ -99,10 +99,10 @@ class Workers(abc.ABC):
 
     # --- What a worker's devices share ---
 
-    def shards(self, params: PyTree) -> Shards:
-        """How a worker's devices share the parameters, see `state.link.sharded`."""
+    def shards(self, params: PyTree) -> Shards | None:
+        """How a worker's devices share the parameters, see `state.link.sharded`; None if it is one device."""
         del params
-        return Shards()
+        return None
 
     def lay_out(self, tree: PyTree) -> PyTree:
         """Within `map`: values like the parameters, on the devices that hold these."""
