@@ -103,9 +103,6 @@ def _numbers(arguments: argparse.Namespace) -> int:
         records = spec.Records(Path(arguments.results, name, 'runs.jsonl'))
         return settings, pages.rows(runner.finished(settings, records))
 
-    def page(name: str) -> str:
-        return Path(arguments.results, f'{name}.md').read_text(encoding='utf-8')
-
     listed = sorted(Path(arguments.results).rglob('*.md'))
     if Path(arguments.results).resolve() == _ROOT / 'results':
         listed += [_ROOT / 'README.md', *sorted((_ROOT / 'docs').rglob('*.md'))]
@@ -113,7 +110,7 @@ def _numbers(arguments: argparse.Namespace) -> int:
     for path in arguments.pages or listed:
         text = path.read_text(encoding='utf-8')
         try:
-            new = numbers.filled(text, found, page)
+            new = numbers.filled(text, found, Path(arguments.results))
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
         if new != text:

@@ -24,6 +24,7 @@ import io
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from def_jax.tools.planner import program
@@ -50,13 +51,13 @@ METRICS: Mapping[str, Callable[[Any], str]] = {
 Found = tuple[Sequence[Any], Sequence[Any]]
 
 
-def filled(text: str, found: Callable[[str], Found], page: Callable[[str], str]) -> str:
+def filled(text: str, found: Callable[[str], Found], results: Path) -> str:
     """A text with every mark filled.
 
     Args:
         text: of a page.
         found: an experiment's settings and finished rows, by its name.
-        page: the text of a benchmark's page, by its name.
+        results: the folder of benchmarks' pages.
 
     Returns:
         The text, with what its commands print; a mark of a run without a record says so.
@@ -65,7 +66,7 @@ def filled(text: str, found: Callable[[str], Found], page: Callable[[str], str])
         ValueError: if a mark names what is not there.
     """
     text = _PLAN.sub(lambda plan: f'{plan[1]}\n{_printed(plan[2])}\n{plan[4]}', text)
-    text = _CELL.sub(lambda mark: mark[1] + _cell(mark[2], page) + mark[4], text)
+    text = _CELL.sub(lambda mark: mark[1] + _cell(mark[2], results) + mark[4], text)
     return _MARK.sub(lambda mark: mark[1] + _value(mark[2], found) + mark[4], text)
 
 
@@ -81,9 +82,10 @@ def _printed(flags: str) -> str:
     return output.getvalue()
 
 
-def _cell(address: str, page: Callable[[str], str]) -> str:
+def _cell(address: str, results: Path) -> str:
     name, section, row, column = (part.strip() for part in address.split(';'))
-    inside = page(name).partition(f'<!-- {section} -->')[2].partition(f'<!-- end of {section} -->')[0]
+    page = (results / f'{name}.md').read_text(encoding='utf-8')
+    inside = page.partition(f'<!-- {section} -->')[2].partition(f'<!-- end of {section} -->')[0]
     for table in _TABLE.findall(inside):
         lines = (line.strip('| ').split(' | ') for line in table.splitlines())
         head, _, *rows = [[cell.partition(' (')[0] for cell in line] for line in lines]

@@ -267,7 +267,7 @@ def write_experiment(
     if along:
         draw_along(along, found, folder / 'along.png')
     text = text.format(table=table(found) + _absent(found) + _earlier(found), origins=origins(list(records)))
-    write(folder / 'README.md', numbers.filled(text, lambda name: (settings, found)))
+    write(folder / 'README.md', numbers.filled(text, lambda name: (settings, found), folder.parent))
 
 
 def write(path: Path, text: str) -> None:

@@ -178,15 +178,14 @@ def test_what_the_planner_prints_is_filled_in(tmp_path, capsys):
     assert __main__.main([*arguments, '--check']) == 1
 
 
-def test_a_cell_of_a_benchmark_is_filled_in():
-    pages_of = {
-        'benchmarks/a': '<!-- b -->\n\n| x | ms |\n| --- | --- |\n| c, d | 12 (9 to 14) |\n<!-- end of b -->'
-    }
-    mark = '<!-- cell: benchmarks/a; b; {}; ms -->{}<!-- /cell -->'
-    found = numbers.filled(mark.format('c, d', '11'), lambda name: ([], []), pages_of.__getitem__)
+def test_a_cell_of_a_benchmark_is_filled_in(tmp_path):
+    table = '<!-- b -->\n\n| x | ms (quartiles) |\n| --- | --- |\n| c, d | 12 (9 to 14) |\n<!-- end of b -->'
+    (tmp_path / 'a.md').write_text(table)
+    mark = '<!-- cell: a; b; {}; ms -->{}<!-- /cell -->'
+    found = numbers.filled(mark.format('c, d', '11'), None, tmp_path)
     assert found == mark.format('c, d', '12')
-    with pytest.raises(ValueError, match=r'names no cell of benchmarks/a\.md'):
-        numbers.filled(mark.format('c', '11'), lambda name: ([], []), pages_of.__getitem__)
+    with pytest.raises(ValueError, match=r'names no cell of a\.md'):
+        numbers.filled(mark.format('c', '11'), None, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +200,12 @@ def test_a_mark_of_what_is_not_there_is_refused(address, words):
     table4 = importlib.import_module('experiments.table4')
     with pytest.raises(ValueError, match=re.escape(words)):
         numbers.filled(
-            f'<!-- number: {address} -->1<!-- /number -->', lambda name: (table4.SETTINGS, []), str
+            f'<!-- number: {address} -->1<!-- /number -->', lambda name: (table4.SETTINGS, []), RESULTS
         )
 
 
 def test_a_number_that_was_not_run_says_so():
     table4 = importlib.import_module('experiments.table4')
     mark = '<!-- number: table4; VGG-16, DEF; λ = 0.1; result -->93<!-- /number -->'
-    text = numbers.filled(mark, lambda name: (table4.SETTINGS, []), str)
+    text = numbers.filled(mark, lambda name: (table4.SETTINGS, []), RESULTS)
     assert text == mark.replace('93', '(not run)')
