@@ -21,14 +21,14 @@ REACHES = {
     'keras_loop': ('keras', 5, lambda accuracy: accuracy > 0.85),
     'explicit_transformer': ('jax', 60, lambda loss: loss < 3.0),
     'pmap_train_state': ('flax', 100, lambda accuracy: accuracy > 0.7),
-    'pmap_language_model': ('flax', 40, lambda loss: loss < 3.6),
+    'pmap_language_model': ('flax', 20, lambda loss: loss < 3.6),
     'pmap_imagenet': ('flax', 120, lambda accuracy: accuracy > 0.5),
     'pmap_ppo': ('flax', 15, lambda reward: reward > -8),  # it begins at -18
     'recipes/accumulation': ('sklearn', 100, lambda loss: loss < 0.5),
-    'recipes/bfloat16_params': ('sklearn', 400, lambda gain: gain > 0.2),  # over dense training, in loss
+    'recipes/bfloat16_params': ('sklearn', 200, lambda gain: gain > 0.2),  # over dense training, in loss
     'recipes/checkpoints': ('orbax', 60, lambda loss: loss < 0.6),  # of x, after steps of four workers
     'recipes/ema': ('sklearn', 200, lambda accuracy: accuracy > 0.9),
-    'recipes/gan': ('jax', 1500, lambda distance: distance < 0.5),  # of the means; it begins at 2
+    'recipes/gan': ('jax', 600, lambda distance: distance < 0.5),  # of the means; it begins at 2
     'recipes/gradient_norm': ('sklearn', 150, lambda loss: loss < 0.6),
     'recipes/kauldron_train_step': ('kauldron', '', lambda accuracy: accuracy > 0.85),
     'recipes/lora': ('sklearn', 100, lambda loss: loss < 0.5),
