@@ -15,7 +15,7 @@ from def_jax.compressors.random_block import Allocation
 from def_jax.error_feedback import error_feedback
 from def_jax.ground.arguments import check_number, check_ratio
 from def_jax.ground.types import AxisName
-from def_jax.wires import Bits, check_bits
+from def_jax.wires import Bits, check_bits, few_bits
 
 _NESTEROV = optax.sgd(0.3, momentum=0.8, nesterov=True)
 _ADAMW_RATE = 3.0  # the tuned rate over that of dense AdamW, with `_NESTEROV`
@@ -132,12 +132,13 @@ def block_ratio(compression: float, bits: Bits) -> float:
     """
     compression = check_ratio(compression, 'compression')
     check_bits(bits)
-    if compression * bits < 32:
+    width = few_bits.WIDTH.get(bits, bits)
+    if compression * width < 32:
         raise ValueError(
             f'{compression=} with {bits=}: all numbers of the model in {bits} bits are 1/{32 // bits} of the '
             f'bytes of a float32 all-reduce. Choose compression >= {32 // bits}, or more bits.'
         )
-    return compression * bits / 32
+    return compression * width / 32
 
 
 def _blocks(

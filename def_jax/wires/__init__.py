@@ -29,6 +29,8 @@ class Exchanged(NamedTuple):
 def check_bits(bits: Any) -> None:
     """Raises ValueError unless numbers can travel in so many bits."""
     meanings = 'signs', '-1, 0 and 1', '-7 to 7', '-127 to 127', 'bfloat16', 'float32, as in the paper'
+    if bits in few_bits.WIDTH:
+        return
     check_choice('bits', bits, dict(zip(get_args(Bits), meanings, strict=True)))
 
 

@@ -46,34 +46,63 @@ _SMALL, _LARGE = 1e-20, 1e30  # between them, a sum of squares has lost nothing 
 _TPU_TILE = 1024  # bytes: XLA for TPUs turns a gather of other rows into an all-reduce, of twice the bytes
 
 
-def loading(bits: int) -> float:
-    """The largest integer times the unit, over the rms, for the least error of Gaussian numbers.
+class Code(NamedTuple):
+    """How numbers are rounded: to an odd number of integers, or to an even one of odd multiples of a unit."""
 
-    For signs it is √(2/π); otherwise a fit, within 1 %, to the best uniform quantisers (Max, 1960).
+    levels: int
+    together: int  # of them share a byte
 
-    >>> [round(loading(bits), 2) for bits in (1, 2, 4, 8)]
-    [0.8, 1.24, 2.47, 3.93]
-    """
-    return math.sqrt(2 / math.pi) if bits == 1 else 1.72 * math.sqrt(math.log2(2 * _levels(bits) + 1)) - 0.93
+    @property
+    def base(self) -> int:
+        return 3 if self.together == 5 else 2 ** (8 // self.together)
 
+    @property
+    def largest(self) -> int:
+        """The largest value, in units."""
+        return self.levels - 1 if self.levels % 2 == 0 else self.levels // 2
 
-def _levels(bits: int) -> int:
-    """The largest integer."""
-    return max(1, 2 ** (bits - 1) - 1)
+    @property
+    def loading(self) -> float:
+        """The largest value over the rms, for the least error of Gaussian numbers (Max, 1960)."""
+        known = {2: math.sqrt(2 / math.pi), 4: 1.4935}
+        return known.get(self.levels, 1.72 * math.sqrt(math.log2(self.levels)) - 0.93)
+
+    @property
+    def loss(self) -> float:
+        """D, the share of its squares that rounding takes from a Gaussian part."""
+        return _loss(self)
 
 
 @functools.cache
-def loss(bits: int) -> float:
-    """D, the share of its squares that rounding takes from a Gaussian part.
-
-    >>> [round(loss(bits), 4) for bits in (1, 2, 4, 8)]
-    [0.3634, 0.1902, 0.0129, 0.0001]
-    """
+def _loss(code: Code) -> float:
     x = (np.arange(200_000) + 0.5) * (8 / 200_000)
     density = np.exp(-x * x / 2)
-    unit = loading(bits) / _levels(bits)
-    rounded = unit if bits == 1 else unit * np.clip(np.round(x / unit), 0, _levels(bits))
-    return float(np.sum(density * (x - rounded) ** 2) / np.sum(density))
+    unit = code.loading / code.largest
+    if code.levels % 2:
+        rounded = np.clip(np.round(x / unit), 0, code.largest)
+    else:
+        rounded = np.clip(2 * np.floor(x / unit / 2) + 1, 1, code.largest)
+    return float(np.sum(density * (x - unit * rounded) ** 2) / np.sum(density))
+
+
+_SIGNS, _TERNARY, _TRITS, _FOUR = Code(2, 8), Code(3, 4), Code(3, 5), Code(4, 4)
+# Of a message, and of the mean that comes back. Those of no number of bits are under trial.
+CODES = {
+    1: (_SIGNS, _SIGNS),
+    2: (_TERNARY, _TERNARY),
+    3: (_TRITS, _TRITS),
+    4: (Code(15, 2), Code(15, 2)),
+    5: (_SIGNS, _TERNARY),
+    6: (_TERNARY, _SIGNS),
+    7: (_FOUR, _FOUR),
+    8: (Code(255, 1), Code(255, 1)),
+    9: (_SIGNS, _TRITS),
+}
+WIDTH = {3: 1.6, 5: 1.5, 6: 1.5, 7: 2, 9: 1.3}
+
+
+def loss(bits: int) -> float:
+    return CODES[bits][0].loss
 
 
 class Plan(NamedTuple):
@@ -98,6 +127,10 @@ class Plan(NamedTuple):
     part: np.ndarray  # int [C, K, T]: the part of each tile
     of_parts: Segments  # the tiles of each part, section by section
     of_pieces: Segments  # the tiles of each piece, chunk by chunk
+
+    @property
+    def codes(self) -> tuple[Code, Code]:
+        return CODES[self.bits]
 
     @property
     def workers(self) -> int:
@@ -126,7 +159,7 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stret
 
 @functools.cache
 def _planned(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stretch, ...]) -> Plan:
-    together = 8 // bits  # tiles whose integers share a byte
+    together = math.lcm(*(code.together for code in CODES[bits]))  # tiles whose integers share bytes
     # On average half a tile is empty at the end of a part, and half of `together` tiles at that of a chunk.
     sections = max(stretch.size for stretch in stretches)
     room = 2 * _WASTE * sum(sizes) / (len(sizes) + workers * sections * together)
@@ -199,14 +232,14 @@ def exchange(
     message: jax.Array, p: Plan, workers: Group, weights: jax.Array | None, arrive: Arrive
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """See `Route.exchange`."""
-    energy = None if weights is None else jnp.zeros(2, jnp.float32)
+    energy, (up, down) = None if weights is None else jnp.zeros(2, jnp.float32), p.codes
     section = p.division.combination()
     block = p.division.section(in_memory(message).reshape(-1, p.tile)).reshape(p.shape)
     part, count = row_of(p.part, section), row_of(p.counts, section)
     tiles_of = p.of_parts.table(section)
     if p.workers == 1:
-        unit = _units(block[0], tiles_of, part[0], count, p.bits)
-        _, sent = _rounded(block, unit[part], p.bits)
+        unit = _units(block[0], tiles_of, part[0], count, up)
+        _, sent = _rounded(block, unit[part], up)
         # Of one worker, its mean: where types say what varies over workers, it is known not to.
         return pmean(sent.reshape(-1), workers), (block - sent).reshape(-1), energy
 
@@ -216,16 +249,16 @@ def exchange(
     travels = jnp.where(mine[:, None, None], 0, block)
     pieces, held, *_ = p.of_chunk(section, k)
     count = count.at[pieces].add(-held)
-    unit = _units(travels.reshape(-1, p.tile), tiles_of, part.reshape(-1), count, p.bits)
-    codes, sent = _rounded(travels, unit[part], p.bits)
+    unit = _units(travels.reshape(-1, p.tile), tiles_of, part.reshape(-1), count, up)
+    codes, sent = _rounded(travels, unit[part], up)
     units = jnp.where(mine[:, None], 0, unit[row_of(p.pieces, section)])
-    rows = jnp.concatenate([_pack(codes, p.bits).reshape(p.workers, -1), units.view(jnp.uint8)], axis=1)
+    rows = jnp.concatenate([_pack(codes, up).reshape(p.workers, -1), units.view(jnp.uint8)], axis=1)
     own = lax.dynamic_index_in_dim(block, k, keepdims=False)
     weights = None if weights is None else weights[np.array(p.order)]
     row, lost = _mean_of_chunk(p, all_to_all(rows, workers), own, section, k, weights)
-    codes, unit, shares = _split(all_gather(row, workers), p)
+    codes, unit, shares = _split(all_gather(row, workers), p, down)
     of_tiles = jnp.take_along_axis(unit, row_of(p.piece, section), axis=1)
-    mean = _values(_unpack(codes, p.bits), of_tiles, p.bits)
+    mean = _values(_unpack(codes, down), of_tiles, down)
     if energy is not None:
         energy = shares[:, : energy.nbytes].view(jnp.float32).sum(0)
     # An update in place puts the rest in memory: XLA would compute it again in the kernel of every tensor.
@@ -249,21 +282,21 @@ def _mean_of_chunk(
     nothing: its chunk is `own`, float32 [T, G]. The mean is rounded, as it travels, uint8 [bytes]; the rest
     is float32 [T, G]. If there are weights, the chunk's share of the energy ends the row.
     """
-    workers, bits = len(rows), p.bits
+    workers, (up, down) = len(rows), p.codes
     pieces, size, piece, filled = p.of_chunk(section, k)
-    codes, units, _ = _split(rows, p)
+    codes, units, _ = _split(rows, p, up)
     of_tiles = jnp.take(units, piece, axis=1)  # [K, T]
 
     def values(worker):
-        return _values(_unpack(codes[worker], bits), of_tiles[worker], bits)
+        return _values(_unpack(codes[worker], up), of_tiles[worker], up)
 
     total = lax.fori_loop(0, workers, lambda w, sum_: sum_ + values(w), own, unroll=min(_UNROLLED, workers))
     mean = jnp.where(jnp.arange(p.tile)[None] < filled[:, None], total / workers, 0)
-    unit = _units(mean, p.of_pieces.table(section * workers + k), piece, size, bits)
-    again, rounded = _rounded(mean, unit[piece], bits)
-    sections = [_pack(again, bits).reshape(-1), unit.view(jnp.uint8)]
+    unit = _units(mean, p.of_pieces.table(section * workers + k), piece, size, down)
+    again, rounded = _rounded(mean, unit[piece], down)
+    sections = [_pack(again, down).reshape(-1), unit.view(jnp.uint8)]
     if weights is not None:
-        sections.append(_energy(mean, own, units, weights[pieces], piece, size, bits).view(jnp.uint8))
+        sections.append(_energy(mean, own, units, weights[pieces], piece, size, up).view(jnp.uint8))
     row = jnp.concatenate(sections)
     missing = -row.size % _TPU_TILE
     row = jnp.pad(row, (0, missing)) if missing < _WASTE * row.size else row
@@ -277,7 +310,7 @@ def _energy(
     weights: jax.Array,
     piece: jax.Array,
     size: jax.Array,
-    bits: int,
+    code: Code,
 ) -> jax.Array:
     """A chunk's share of the energy, float32 [2]; the other workers' units tell their messages' squares.
 
@@ -285,8 +318,8 @@ def _energy(
     products with those that it rounds to. So it does of everything in the squares of the mean, but for the
     own message's, if all messages are noise or all are alike.
     """
-    workers, kept = len(units), 1 - loss(bits)
-    rms = units.astype(jnp.float32) * np.float32(_levels(bits) / loading(bits))
+    workers, kept = len(units), 1 - code.loss
+    rms = units.astype(jnp.float32) * np.float32(code.largest / code.loading)
     of_tiles = weights[piece]
     exact = jnp.vdot(of_tiles, jnp.sum(jnp.square(own), axis=1))
     others = jnp.vdot(weights, size.astype(jnp.float32) * jnp.sum(jnp.square(rms), axis=0))
@@ -295,30 +328,37 @@ def _energy(
     return jnp.stack([(mean_message - own_share) / kept + own_share, (exact + others) / workers])
 
 
-def _split(rows: jax.Array, p: Plan) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _split(rows: jax.Array, p: Plan, code: Code) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rows as they travel, uint8 [K, bytes]: packed codes [K, T·b/8, G], units [K, S], and what follows."""
-    packed = p.shape[1] * p.bits // 8 * p.tile
+    packed = p.shape[1] // code.together * p.tile
     units = p.pieces.shape[2] * jnp.dtype(_UNIT).itemsize
     codes, unit, rest = jnp.split(rows, [packed, packed + units], axis=1)
     return codes.reshape(len(rows), -1, p.tile), unit.view(_UNIT), rest
 
 
-def _rounded(x: jax.Array, unit: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
-    """The nearest integers to float32 [..., T, G], as uint8, counted in units [..., T], and their values."""
-    levels, wide = np.float32(_levels(bits)), unit.astype(jnp.float32)[..., None]
-    counts = jnp.clip(jnp.round(x * jnp.where(wide > 0, 1 / wide, 0)), -levels, levels) + levels
-    codes = (x > 0 if bits == 1 else counts).astype(jnp.uint8)
-    return codes, _values(codes, unit, bits)
+def _rounded(x: jax.Array, unit: jax.Array, code: Code) -> tuple[jax.Array, jax.Array]:
+    """The nearest codes of float32 [..., T, G], as uint8, counted in units [..., T], and their values."""
+    wide = unit.astype(jnp.float32)[..., None]
+    counts = x * jnp.where(wide > 0, 1 / wide, 0)
+    if code.levels % 2:
+        codes = jnp.clip(jnp.round(counts), -code.largest, code.largest) + code.largest
+    elif code.levels == 2:
+        codes = x > 0
+    else:
+        codes = jnp.clip(jnp.floor(counts / 2) + code.levels // 2, 0, code.levels - 1)
+    codes = codes.astype(jnp.uint8)
+    return codes, _values(codes, unit, code)
 
 
-def _values(codes: jax.Array, unit: jax.Array, bits: int) -> jax.Array:
+def _values(codes: jax.Array, unit: jax.Array, code: Code) -> jax.Array:
     """What codes stand for: float32 [..., T, G]; NaN where the unit is."""
     counts = codes.astype(jnp.float32)
-    return (2 * counts - 1 if bits == 1 else counts - _levels(bits)) * unit.astype(jnp.float32)[..., None]
+    counts = counts - code.largest if code.levels % 2 else 2 * counts - code.largest
+    return counts * unit.astype(jnp.float32)[..., None]
 
 
 def _units(
-    x: jax.Array, tiles_of: list[jax.Array], group: jax.Array, count: jax.Array, bits: int
+    x: jax.Array, tiles_of: list[jax.Array], group: jax.Array, count: jax.Array, code: Code
 ) -> jax.Array:
     """The units of groups of tiles [N, G], [S]; NaN for one that holds NaN or infinity.
 
@@ -342,19 +382,20 @@ def _units(
 
     exact = ((squares > _SMALL) & (squares < _LARGE)) | (count == 0)
     rms = lax.cond(exact.all(), lambda _: jnp.sqrt(squares / number), relative, x)
-    return (rms * np.float32(loading(bits) / _levels(bits))).astype(_UNIT)
+    return (rms * np.float32(code.loading / code.largest)).astype(_UNIT)
 
 
-def _pack(codes: jax.Array, bits: int) -> jax.Array:
-    """uint8 [..., T, G] in uint8 [..., T·b/8, G]: a byte's codes are of tiles apart, for contiguous loads."""
-    together = 8 // bits
-    planes = codes.reshape(*codes.shape[:-2], together, -1, codes.shape[-1])
-    shifted = (planes[..., i, :, :] << np.uint8(i * bits) for i in range(together))
-    return functools.reduce(jnp.bitwise_or, shifted)
+def _pack(codes: jax.Array, code: Code) -> jax.Array:
+    """uint8 [..., T, G] in uint8 [..., T / together, G]: a byte's codes are of tiles apart."""
+    planes = codes.reshape(*codes.shape[:-2], code.together, -1, codes.shape[-1])
+    shifted = (planes[..., i, :, :] * np.uint8(code.base**i) for i in range(code.together))
+    return functools.reduce(jnp.add, shifted)
 
 
-def _unpack(packed: jax.Array, bits: int) -> jax.Array:
+def _unpack(packed: jax.Array, code: Code) -> jax.Array:
     """Undoes `_pack`."""
-    mask = np.uint8(2**bits - 1)
-    planes = [packed >> np.uint8(i * bits) & mask for i in range(8 // bits)]
+    base = np.uint8(code.base % 256)
+    if code.together == 1:
+        return packed
+    planes = [packed // np.uint8(code.base**i) % base for i in range(code.together)]
     return jnp.concatenate(planes, axis=-2)
