@@ -47,6 +47,13 @@ def test_without_any_weight_nothing_is_added():
     assert not updates.any()
 
 
+@pytest.mark.parametrize('weight', [np.nan, np.inf, -1])
+def test_a_weight_that_is_none_is_noticed_as_nan(weight):
+    """A mean over no tokens is NaN; without it, the others would be multiplied by K·w_k."""
+    updates, _ = stepped(np.float32([1000, weight, 3000]), np.ones((3, 4), np.float32))
+    assert np.isnan(updates).all()
+
+
 def test_spmd_takes_a_weight_for_every_worker():
     mesh = jax.make_mesh((3,), ('workers',), devices=jax.devices()[:3])
     dist, x = def_jax.spmd(make(), mesh), jnp.zeros(4)
