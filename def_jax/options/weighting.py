@@ -44,10 +44,11 @@ def _shares(weight: Any, axes: AxisName | Group, tree: PyTree) -> tuple[PyTree, 
     weight = jnp.asarray(weight, jnp.float32)
     if weight.ndim:
         raise ValueError(f"weight has shape {weight.shape}, but must be a scalar: this worker's own.")
+    weight = jnp.where(weight >= 0, weight, jnp.nan)  # as of no tokens: NaN in x is noticed
     total = psum(vary_if_tracked(weight, group_of(axes).names), axes)
-    factor = num_workers(axes) * weight / jnp.where(total > 0, total, 1)
+    factor = num_workers(axes) * weight / jnp.where(total == 0, 1, total)
 
     def leaf(x):
-        return jnp.where(weight > 0, x * factor.astype(x.dtype), jnp.zeros_like(x))
+        return jnp.where(weight == 0, jnp.zeros_like(x), x * factor.astype(x.dtype))
 
     return jax.tree.map(leaf, tree), total

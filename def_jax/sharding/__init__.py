@@ -69,7 +69,7 @@ def spmd(
             share of what other devices of the worker hold as well: one message leaves a worker.
         axis_name: the mesh axis over workers, or a tuple of axes.
         accumulate: calls of `update` per step of the optimizer, in place of `optax.MultiSteps`. It takes the
-            mean of their gradients and sends its message at the last; updates are zero at the others.
+            mean of their gradients, by their `weight=`, and sends at the last; others' updates are zero.
 
     Raises:
         ValueError: if the mesh lacks an axis or mixes types of axes, a spec names the workers' axis, or there

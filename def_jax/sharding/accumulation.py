@@ -8,15 +8,28 @@ from def_jax.state.link import float32_zeros
 
 
 def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.GradientTransformationExtraArgs:
-    """Calls the optimizer with the mean of `every` gradients at every such call; other updates are zero."""
+    """Calls the optimizer with the mean of `every` gradients at every such call; other updates are zero.
 
-    def init(params):
-        return float32_zeros(params), jnp.zeros((), jnp.int32)
-
-    def update(grads, state, params=None):
-        mean, n = state
-        mean = jax.tree.map(lambda m, g: jnp.where(n, m + (g - m) / (n + 1), g).astype(m.dtype), mean, grads)
-        return optax.tree.cast_like(mean, grads), (mean, (n + 1) % every)
-
+    With `weight=`, the mean is weighted by those of the calls, and their sum is the weight of the step.
+    """
     last = optax.conditionally_mask(optimizer, lambda call: call % every == every - 1)
-    return optax.chain(optax.GradientTransformation(init, update), last)
+
+    def init(params):  # the state of a chain, of which what precedes the link is per-worker
+        return (float32_zeros(params), jnp.zeros((), jnp.int32), jnp.zeros(())), last.init(params)
+
+    def update(grads, state, params=None, **extra_args):
+        (mean, n, total), of_last = state
+        weight = jnp.asarray(extra_args.get('weight', 1), jnp.float32)
+        total = jnp.where(n, total, 0) + weight
+
+        def added(m, g):
+            old = jnp.where(n, m, 0)
+            return jnp.where(weight == 0, old, old + weight * (g - old) / total)
+
+        mean = jax.tree.map(added, mean, grads)
+        if 'weight' in extra_args:
+            extra_args['weight'] = total
+        updates, of_last = last.update(optax.tree.cast_like(mean, grads), of_last, params, **extra_args)
+        return updates, ((mean, (n + 1) % every, total), of_last)
+
+    return optax.GradientTransformationExtraArgs(init, update)

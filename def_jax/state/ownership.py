@@ -184,18 +184,19 @@ def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), params)
     update = optax.with_extra_args_support(inner).update
     try:
-        program = jax.make_jaxpr(lambda x, g, s: update(g, s, x)[0])(
-            shapes, shapes, jax.eval_shape(inner.init, shapes)
-        )
+        state = jax.eval_shape(inner.init, shapes)
+        program = jax.make_jaxpr(lambda x, g, s: update(g, s, x)[0])(shapes, shapes, state)
     except (TypeError, NameError):  # it needs extra arguments, or a mesh axis, that are not known here
         return
     count = len(jax.tree.leaves(shapes))
     given = [1.0] * count + [0.0] * (len(program.jaxpr.invars) - count)
-    if any(factor == -1 for factor in factors(program.jaxpr, given)):
+    copies = any(_of_types((optax.contrib.COCOBState,), state))  # whose reward depends on the parameters, too
+    if copies or any(factor == -1 for factor in factors(program.jaxpr, given)):
         raise ValueError(
             'inner= keeps a copy of the parameters, such as float32 masters, and returns what is missing to '
             'it: at the detached point that counts the residual twice, and diverges. Leave the copy out: of '
-            'narrow parameters, def_jax.output_params is a float32 master copy already.'
+            'narrow parameters, def_jax.output_params is a float32 master copy already. And in place of '
+            'optax.contrib.cocob, which cannot do without, pass another optimizer.'
         )
 
 

@@ -27,21 +27,22 @@ class Window:
         self._experiment, self._log = experiment, log
         self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
         self._end: int | None = None
+        self._finished: float | None = None  # when the steps of a record were, if when it became due
         self._skipped = 0  # of the last steps, without one between that was taken
         self._not_taken = sum(record.get('skipped', 0) for record in log.records)  # of all that are recorded
         self._compiled = False  # whether this process has made a step
-        self._restart()
+        self._restart(self._opened)
         # Values left by an interruption: float32, exact in JSON. With another number of workers they cannot
         # enter the mean; an elastic run has means already.
         count = 1 if experiment.config.elastic else experiment.places
         self._pending = [values for values in log.pending(start) if np.size(values['loss']) == count]
         self._carried = self._untimed = len(self._pending)
 
-    def _restart(self) -> None:
+    def _restart(self, started: float) -> None:
         self._pending = []
         self._carried = 0  # how many of them an earlier process measured, of all workers
         self._untimed = 0  # how many of them were made before `_started`
-        self._started = time.perf_counter()
+        self._started = started
 
     def add(self, measured: dict[str, Any]) -> None:
         self._pending.append(measured)
@@ -62,6 +63,10 @@ class Window:
     def mark_due(self, done: int) -> None:
         """Makes the record up to step `done`, the last one added, due; `flush` it before the next step."""
         self._end = done
+        # Simulated devices often compute before a step returns, and the next may, before `flush` is called.
+        arrays = [x for x in jax.tree.leaves(self._pending[-1]) if isinstance(x, jax.Array)]
+        ready = all(x.is_ready() for x in arrays)  # type: ignore[attr-defined]
+        self._finished = time.perf_counter() if ready else None
 
     def save_partial(self, done: int) -> None:
         """Records what is pending after `done` steps, so that a resumed run can complete the record."""
@@ -84,6 +89,7 @@ class Window:
             return None
         done, self._end = self._end, None
         losses, taken = self._checked_losses(done)
+        finished = self._finished or time.perf_counter()
         config, dataset = self._experiment.config, self._experiment.dataset
         figures = [name for name in self._pending[0] if name != 'taken' and taken.any()]
         record = {
@@ -93,13 +99,13 @@ class Window:
         }
         if timed := len(losses) - self._untimed:
             units = timed * config.batch_size * dataset.units_per_example
-            record[f'{dataset.unit}_per_second'] = units / (time.perf_counter() - self._started)
+            record[f'{dataset.unit}_per_second'] = units / (finished - self._started)
         record |= self.position(done)
         if config.skip_nonfinite:
             record['skipped'] = int((~taken).sum())
             self._not_taken += record['skipped']
         self._log.write(record)
-        self._restart()
+        self._restart(finished)
         return record
 
     def _learning_rate(self, done: int, taken: np.ndarray) -> float:

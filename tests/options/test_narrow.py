@@ -68,6 +68,13 @@ def test_a_master_copy_inside_is_refused(dtype):
         optimizer.init({'w': jnp.ones(8, dtype)})
 
 
+def test_cocob_inside_is_refused():
+    """Its update is the first parameters and its bets, less the parameters: x went to 1e12."""
+    inner = optax.contrib.cocob()
+    with pytest.raises(ValueError, match=r'inner= keeps a copy of the parameters, .* optax\.contrib\.cocob'):
+        def_jax.error_feedback(def_jax.random_block(16), 'workers', inner=inner).init(jnp.ones(8))
+
+
 def over_an_axis():
     """SGD of gradients that are summed over a mesh axis, which outside the mapped step has no name."""
     return optax.chain(optax.stateless(lambda updates, _: jax.lax.psum(updates, 'shards')), optax.sgd(0.1))

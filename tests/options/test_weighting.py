@@ -47,6 +47,29 @@ def test_without_any_weight_nothing_is_added():
     assert not updates.any()
 
 
+@pytest.mark.parametrize('weight', [np.nan, np.inf, -1])
+def test_a_weight_that_is_none_is_noticed_as_nan(weight):
+    """A mean over no tokens is NaN; without it, the others would be multiplied by K·w_k."""
+    updates, _ = stepped(np.float32([1000, weight, 3000]), np.ones((3, 4), np.float32))
+    assert np.isnan(updates).all()
+
+
+def test_spmd_weights_what_it_accumulates():
+    """The gradient over all tokens of all calls, of which one may have none and a gradient of NaN."""
+    mesh = jax.make_mesh((3,), ('workers',), devices=jax.devices()[:3])
+    link = def_jax.error_feedback(def_jax.identity(), 'workers', inner=optax.sgd(0.1))
+    dist = def_jax.spmd(link, mesh, accumulate=2)
+    x = jax.device_put(jnp.zeros(4), jax.NamedSharding(mesh, P()))
+    grads = np.random.default_rng(0).normal(size=(2, 2, 3, 4)).astype(np.float32)
+    weights, state = np.float32([[[1, 0, 3], [2, 0, 1]], [[0, 2, 3], [2, 5, 1]]]), dist.init(x)
+    for calls, of_calls in zip(grads, weights, strict=True):
+        for each, weight in zip(calls, of_calls, strict=True):
+            given = np.where(weight[:, None] > 0, each, np.nan)
+            updates, state = jax.jit(dist.update)(given, state, x, weight=weight)
+        mean = np.einsum('iw,iwn->n', of_calls, calls) / of_calls.sum()
+        np.testing.assert_allclose(updates, -0.1 * mean, rtol=1e-5)
+
+
 def test_spmd_takes_a_weight_for_every_worker():
     mesh = jax.make_mesh((3,), ('workers',), devices=jax.devices()[:3])
     dist, x = def_jax.spmd(make(), mesh), jnp.zeros(4)

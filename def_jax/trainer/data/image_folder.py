@@ -31,8 +31,8 @@ def open_image_folder(
         folder: contains the folders `train` and `test` and possibly `validation`, each with one folder per
             class. A folder without images is no class; hidden files and folders are left out, other files
             with a warning.
-        image_size: height and width of the images, in pixels. The shorter side of each image is resized to
-            it, and the centre is cropped.
+        image_size: height and width of the images, in pixels. The shorter side of each image, turned
+            as its EXIF orientation says, is resized to it, and the centre is cropped.
         crop_padding: zero pixels added on each side before a training image is cropped.
         flip: whether training images are flipped horizontally at random.
 
@@ -41,8 +41,8 @@ def open_image_folder(
         examples, which may be held out, are of all classes.
 
     Raises:
-        ValueError: if the image size is not positive, there are no images to train on or to test, a class is
-            tested but not trained on, or a file is no image.
+        ValueError: if the image size is not positive, there are no images to train on or to test, or of one
+            class alone, a class is tested but not trained on, or a file is no image.
     """
     check_integer('image_size', image_size, 1, 'the edge of an image, in pixels')
     root = Path(folder).expanduser()
@@ -55,6 +55,9 @@ def open_image_folder(
                 f'folder={str(folder)!r} needs image files, such as JPEG, in {split}/CLASS/. Put some there.'
             )
     classes = sorted({file.parent.name for file in files['train']})
+    if len(classes) == 1:  # whatever is learned, the accuracy would be 100 %
+        remedy = 'Sort its images into one folder per class'
+        raise ValueError(f'{str(root / "train")!r} has one class alone, {classes[0]!r}. {remedy}.')
     for file in (*files['validation'], *files['test']):
         if file.parent.name not in classes:
             has = f'which has {", ".join(classes)}'
@@ -67,7 +70,8 @@ def open_image_folder(
             with PIL.Image.open(file) as image:
                 if image.mode.startswith(('I', 'F')):
                     raise ValueError(f'its mode is {image.mode}: convert it to 8 bits a channel')
-                pixels = _fitted(image.convert('RGB'), image_size)
+                upright = PIL.ImageOps.exif_transpose(image)
+                pixels = _fitted(upright.convert('RGB'), image_size)
         except Exception as error:  # Pillow raises many types for a damaged file
             raise ValueError(f'{str(file)!r} cannot be read as an image ({error}). Remove it.') from error
         return {'image': pixels, 'label': classes.index(file.parent.name)}

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 import training_fixtures as fixtures
@@ -104,6 +105,28 @@ def test_images_of_other_formats_are_read_hidden_ones_are_not_and_others_are_sai
     assert len(image_folder.open_image_folder(root, 8).train) == 28
     (line,) = lines
     assert line.startswith(f'2 of the entries in {root}/train/CLASS/ are left out, e.g. {root}/train/blue/l')
+
+
+def test_photos_stand_as_their_orientation_says(folder, tmp_path):
+    """As every viewer shows them: cameras store a portrait lying, with a note that it is."""
+    root = shutil.copytree(folder, tmp_path / 'images')
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4] = 255
+    for name, turns, orientation in (('stored upright', 0, 1), ('stored lying', 1, 6)):
+        image, exif = PIL.Image.fromarray(np.rot90(upright, turns)), PIL.Image.Exif()
+        exif[PIL.ExifTags.Base.Orientation] = orientation
+        image.save(root / 'train' / 'red' / f'{name}.png', exif=exif)
+    images = image_folder.open_image_folder(root, 8).train.arrays['image']
+    assert sum((image == upright).all() for image in images) == 2
+
+
+def test_a_single_class_is_refused(folder, tmp_path):
+    """Nothing could be learned, and the accuracy would be 100 %."""
+    root = tmp_path / 'images'
+    for split in ('train', 'test'):
+        shutil.copytree(folder / split / 'red', root / split / 'all')
+    with fixtures.refused(r"train' has one class alone, 'all'.*one folder per class"):
+        image_folder.open_image_folder(root, 8)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(folder, tmp_path):
