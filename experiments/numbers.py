@@ -12,11 +12,11 @@ of README.md, docs/ and results/; with `--check` it fails if one is stale or was
     <!-- printed -->
     <!-- /printed -->
 
-is filled with what the command prints, and
+is filled with what the command prints. A mark that begins with the page of a benchmark,
 
-    <!-- cell: benchmarks/cluster; mlp; dense; ms per step -->814<!-- /cell -->
+    <!-- number: benchmarks/cluster; mlp; dense; ms per step -->814<!-- /number -->
 
-with a cell of a benchmark's page under results/, found by its section, row and column; without brackets.
+names a section, a row and a column of its tables; what stands in brackets there is left out.
 """
 
 import contextlib
@@ -35,7 +35,6 @@ _MARK = re.compile(r'(<!-- number: ([^>]*?) -->)(.*?)(<!-- /number -->)', re.DOT
 _PLAN = re.compile(
     r'(```sh\npython -m def_jax\.plan ([^`]*)\n```\n\n<!-- printed -->\n)(.*?)(<!-- /printed -->)', re.DOTALL
 )
-_CELL = re.compile(r'(<!-- cell: ([^>]*?) -->)(.*?)(<!-- /cell -->)', re.DOTALL)
 _TABLE = re.compile(r'(?:^\|.*\n)+', re.MULTILINE)
 _MISSING, _NONE = '(not run)', '(no difference)'
 
@@ -66,8 +65,7 @@ def filled(text: str, found: Callable[[str], Found], results: Path) -> str:
         ValueError: if a mark names what is not there.
     """
     text = _PLAN.sub(lambda plan: f'{plan[1]}\n{_printed(plan[2])}\n{plan[4]}', text)
-    text = _CELL.sub(lambda mark: mark[1] + _cell(mark[2], results) + mark[4], text)
-    return _MARK.sub(lambda mark: mark[1] + _value(mark[2], found) + mark[4], text)
+    return _MARK.sub(lambda mark: mark[1] + _value(mark[2], found, results) + mark[4], text)
 
 
 def lacks(text: str) -> bool:
@@ -82,21 +80,10 @@ def _printed(flags: str) -> str:
     return output.getvalue()
 
 
-def _cell(address: str, results: Path) -> str:
-    name, section, row, column = (part.strip() for part in address.split(';'))
-    page = (results / f'{name}.md').read_text(encoding='utf-8')
-    inside = page.partition(f'<!-- {section} -->')[2].partition(f'<!-- end of {section} -->')[0]
-    for table in _TABLE.findall(inside):
-        lines = (line.strip('| ').split(' | ') for line in table.splitlines())
-        head, _, *rows = [[cell.partition(' (')[0] for cell in line] for line in lines]
-        for cells in rows:
-            if cells[0] == row and column in head:
-                return cells[head.index(column)]
-    raise ValueError(f'the mark {address!r} names no cell of {name}.md.')
-
-
-def _value(address: str, found: Callable[[str], Found]) -> str:
+def _value(address: str, found: Callable[[str], Found], results: Path) -> str:
     parts = [part.strip() for part in address.split(';')]
+    if parts[0].startswith('benchmarks/') and len(parts) == 4:
+        return _cell((results / f'{parts[0]}.md').read_text(encoding='utf-8'), *parts)
     if len(parts) != 4 or parts[3] not in METRICS:
         raise ValueError(
             f'the mark {address!r} must name an experiment, a setting, a method and one of '
@@ -114,3 +101,15 @@ def _value(address: str, found: Callable[[str], Found]) -> str:
             has_one = row.difference is not None or metric in ('result', 'bytes')
             return (has_one and METRICS[metric](row)) or _NONE
     return _MISSING
+
+
+def _cell(page: str, name: str, section: str, row: str, column: str) -> str:
+    """A cell of a table of a benchmark's page."""
+    inside = page.partition(f'<!-- {section} -->')[2].partition(f'<!-- end of {section} -->')[0]
+    for table in _TABLE.findall(inside):
+        lines = (line.strip('| ').split(' | ') for line in table.splitlines())
+        head, _, *rows = [[cell.partition(' (')[0] for cell in line] for line in lines]
+        for cells in rows:
+            if cells[0] == row and column in head:
+                return cells[head.index(column)]
+    raise ValueError(f'{name}.md has no cell {row!r}, {column!r} in its section {section!r}.')

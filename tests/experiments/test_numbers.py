@@ -180,11 +180,12 @@ def test_what_the_planner_prints_is_filled_in(tmp_path, capsys):
 
 def test_a_cell_of_a_benchmark_is_filled_in(tmp_path):
     table = '<!-- b -->\n\n| x | ms (quartiles) |\n| --- | --- |\n| c, d | 12 (9 to 14) |\n<!-- end of b -->'
-    (tmp_path / 'a.md').write_text(table)
-    mark = '<!-- cell: a; b; {}; ms -->{}<!-- /cell -->'
+    (tmp_path / 'benchmarks').mkdir()
+    (tmp_path / 'benchmarks' / 'a.md').write_text(table)
+    mark = '<!-- number: benchmarks/a; b; {}; ms -->{}<!-- /number -->'
     found = numbers.filled(mark.format('c, d', '11'), None, tmp_path)
     assert found == mark.format('c, d', '12')
-    with pytest.raises(ValueError, match=r'names no cell of a\.md'):
+    with pytest.raises(ValueError, match=r"benchmarks/a\.md has no cell 'c', 'ms' in"):
         numbers.filled(mark.format('c', '11'), None, tmp_path)
 
 
