@@ -10,7 +10,6 @@ import shutil
 import sys
 import tempfile
 import types
-from importlib import metadata
 from pathlib import Path
 
 # Collectives of many fake devices on few cores can starve each other of threads; this gives them enough.
@@ -21,13 +20,12 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='def_jax-compiled-')
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
-# XLA's older emitters for CPUs compile in a quarter of the time; later versions have the new ones alone.
-if metadata.version('jaxlib').startswith('0.10.'):
-    os.environ.setdefault(
-        'XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
-    )
 if importlib.util.find_spec('def_jax') is None:  # neither installed nor found through pytest's `pythonpath`
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import compiling
+
+os.environ.setdefault('XLA_FLAGS', ' '.join(compiling.FLAGS))
 
 import chex
 import jax

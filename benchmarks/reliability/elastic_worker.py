@@ -33,6 +33,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import def_jax
+from benchmarks import compiling
 from benchmarks.reliability import relay
 from def_jax import elastic
 from def_jax.elastic import service, transfer
@@ -52,13 +53,10 @@ FOLDER, ADDRESS = Path(sys.argv[1]), os.environ[LAUNCHED[0]]
 COUNT, INDEX = (int(os.environ[name]) for name in LAUNCHED[1:])
 counts = {'step': 0, 'look': 0, 'trace': 0, 'write': 0, 'fail': 0}
 
-# Every death and return is a compilation in each process, and they share the cores. XLA's older emitters for
-# CPUs, which versions after 0.10 lack, take a quarter of the time.
+# Every death and return is a compilation in each process, and they share the cores.
 _GIVEN = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'device_count' not in flag]
-_FAST = ['--xla_backend_optimization_level=0', '--xla_llvm_disable_expensive_passes=true']
-if jax.__version__.startswith('0.10.'):
-    _FAST += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
-os.environ['XLA_FLAGS'] = ' '.join([*_GIVEN, *_FAST])
+_UNOPTIMIZED = '--xla_backend_optimization_level=0', '--xla_llvm_disable_expensive_passes=true'
+os.environ['XLA_FLAGS'] = ' '.join([*_GIVEN, *compiling.FLAGS, *_UNOPTIMIZED])
 
 plan = PLAN | {
     key: type(PLAN[key])(value) for key, value in (argument.split('=') for argument in sys.argv[2:])
