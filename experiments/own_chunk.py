@@ -5,13 +5,14 @@ rows called "rounded" are runs of before, on record under other experiments. Rat
 all experiments, with the seeds of those rows: three choose a transformer's, ten others are reported. The
 number of bits that `bits='auto'` will take follows from this: 1 where 2 bits make blocks of 1/16 or smaller,
 if 1 bit ends ahead at 1/256 and 1/1024 and 2 bits do not at the same place. The order of the settings is that
-of their worth; 358 k comes last, with the seeds and rates of `experiments.transformers`.
+of their worth; 358 k, with the seeds and rates of `experiments.transformers`, and the reduced CIFAR-10 come
+last.
 """
 
 import dataclasses
 
 from experiments.adamw import adamw
-from experiments.few_bits import def_q, on_digits
+from experiments.few_bits import def_q, on_convolutions, on_digits
 from experiments.methods import REVISION
 from experiments.tuning import Contender, Setting
 
@@ -73,6 +74,10 @@ SETTINGS = [
         margin=0.01,
         factor=2.0,
         tuning_where={'steps': 1000},
+    ),
+    on_convolutions(
+        'CIFAR-10, reduced, 1/256',
+        [*(exact(256, bits, 0.2) for bits in (1, 2)), Contender('SGD', 'sgd', {}, 0.2)],
     ),
 ]
 
