@@ -14,6 +14,7 @@ Runs of one seed share initial parameters and batches whatever the method, so fr
 of freedom, takes its place.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -149,11 +150,17 @@ def _choices(tried: Tried, side: int = 0) -> np.ndarray:
 
     Rates that did equally well, as accuracies on few images do, are drawn by lot, by each side for itself.
     """
-    losses = np.stack(list(tried.values()))
+    return _chosen(tuple((rate, *values.tolist()) for rate, values in tried.items()), side)
+
+
+@functools.cache
+def _chosen(tried: tuple[tuple[float, ...], ...], side: int) -> np.ndarray:
+    """`_choices` of rates, each with its losses: a page asks for the same ones again and again."""
+    rates, losses = np.array([row[0] for row in tried]), np.array([row[1:] for row in tried])
     drawn = np.random.default_rng(0).integers(0, losses.shape[1], (_DRAWS, losses.shape[1]))
     means = losses[:, drawn].mean(-1)
     lots = np.random.default_rng(1 + side).random(means.shape)
-    return np.array(list(tried))[(means + 1e-9 * lots).argmin(0)]
+    return rates[(means + 1e-9 * lots).argmin(0)]
 
 
 def shares(tried: Tried) -> dict[int, float]:

@@ -342,7 +342,7 @@ def test_a_run_of_which_nothing_is_left_has_diverged(most, data_dir, tmp_path, m
 def test_a_plain_transformation_trains_as_the_librarys_own_on_virtual_workers_too(data_dir, tmp_path):
     """Where everything is sent it is uncompressed SGD."""
     losses = []
-    for method, per_device in itertools.product(('sgd', f'{HERE}:average'), (1, 2)):
+    for method, per_device in (('sgd', 1), (f'{HERE}:average', 1), (f'{HERE}:average', 2)):
         changes = {'method': method, 'ratio': 1, 'workers_per_device': per_device, 'num_epochs': 1}
         folder = tmp_path / f'{method[-3:]}{per_device}'
         result = fixtures.train(fixtures.tiny_config(data_dir, **changes), folder)
@@ -350,7 +350,7 @@ def test_a_plain_transformation_trains_as_the_librarys_own_on_virtual_workers_to
         assert result['points'] == ['x'] and result['communication']['true_ratio'] == 1
         assert result['environment']['num_devices'] == fixtures.NUM_WORKERS // per_device
     assert result['answers'] == {'x': 'average'}
-    np.testing.assert_allclose(losses, [losses[0]] * 4, rtol=1e-4)
+    np.testing.assert_allclose(losses, [losses[0]] * 3, rtol=1e-4)
 
 
 def test_its_state_is_of_each_worker_and_an_interrupted_run_goes_on(data_dir, recorded, tmp_path):

@@ -1,5 +1,6 @@
 """Messages of 1, 2, 4 and 8 bits, against an oracle in NumPy, and what must hold of them."""
 
+import functools
 import re
 
 import jax
@@ -78,6 +79,12 @@ def test_every_mapping_equals_oracle(mapping, num_workers, bits):
     np.testing.assert_allclose((mean[0] + rest.mean(0)) / scale, messages.mean(0) / scale, atol=atol)
 
 
+@functools.cache
+def of_three(bits):
+    """The exchange of three workers, compiled once."""
+    return jax.jit(jax.vmap(lambda x: exchanged(x, bits), axis_name='workers'))
+
+
 @pytest.mark.parametrize('broken', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('bits', BITS)
 def test_what_is_not_finite_reaches_all_workers(bits, broken):
@@ -86,7 +93,7 @@ def test_what_is_not_finite_reaches_all_workers(bits, broken):
     for worker in range(3):
         messages = make_messages(3).astype(np.float32)
         messages[worker, 50] = broken  # in the second part
-        mean, _ = jax.jit(jax.vmap(lambda x: exchanged(x, bits), axis_name='workers'))(messages)
+        mean, _ = of_three(bits)(messages)
         finite = np.isfinite(np.asarray(mean))
         stays = chunk[50] == worker
         lost = (part == 1) & ((chunk == worker) == stays)

@@ -175,8 +175,8 @@ def test_def_q_is_the_preset_in_bytes_at_the_rate_that_the_user_has(preset, chan
     assert {'bits': 2, 'detach': 'auto'}.items() <= METHODS['def_q'].options.items()  # anywhere
     config = changed(method='def_q', weight_decay=DECAY, **changes)
     expected = preset(RATE, 64, 'workers', weight_decay=DECAY, **options)
-    made = (make_optimizer(each, RATE, 'workers') for each in (config, complete(config)))
-    assert_same_updates(expected, *made)
+    assert complete(complete(config)).to_dict() == complete(config).to_dict()
+    assert_same_updates(expected, make_optimizer(config, RATE, 'workers'))
 
 
 @pytest.mark.parametrize('make', [def_jax.def_sgd, def_jax.def_adamw])
