@@ -32,14 +32,17 @@ _TIMEOUT = flags.DEFINE_float('timeout', 600, 'Seconds after which a job is aban
 _TORCH = flags.DEFINE_string(
     'torch_python', None, 'A Python with PyTorch; by default this one, if it has it.'
 )
+_DEF_Q = tuple(f'def_q{compression}_{bits}' for compression in (64, 256) for bits in (1, 2, 4))
+_FEW_BITS = flags.DEFINE_multi_enum(
+    'def_q', _DEF_Q, _DEF_Q, 'Which compressions and bits of DEF-Q to measure.'
+)
 _OUTPUT = flags.DEFINE_string('output', 'results/benchmarks', 'Folder of the page and its records.')
 _NAME = flags.DEFINE_string('name', 'cluster', 'Of these two files; begins with "cluster".')
 flags.register_validator('name', lambda name: name.startswith('cluster'), 'must begin with "cluster".')
 
 # Each tuple is a job: its variants take turns within the same processes.
 _LOCAL = ('compute', 'local_sgd', 'local_def64', 'local_def_q64_2', 'local_def_q256_2')  # also one at a time
-_DEF_Q = tuple(f'def_q{compression}_{bits}' for compression in (64, 256) for bits in (1, 2, 4))
-_JAX = (*_LOCAL, 'dense', 'def64', 'def256', *_DEF_Q)
+_JAX = (*_LOCAL, 'dense', 'def64', 'def256')
 _TORCH_JOBS = (('compute', 'local_sgd', 'ddp', 'ddp_fp16'), ('compute', 'ddp_powersgd'))
 
 
@@ -73,7 +76,7 @@ def _measure(cluster, model: str) -> dict[str, Any]:
             entry['variants'].setdefault(name, page.merged([report['variants'][name] for report in reports]))
         print(f'{model}: {", ".join(variants)} measured', file=sys.stderr, flush=True)
 
-    run('jax', sys.executable, _JAX, _TIMEOUT.value)
+    run('jax', sys.executable, (*_JAX, *_FEW_BITS.value), _TIMEOUT.value)
     python = _TORCH.value or (sys.executable if importlib.util.find_spec('torch') else None)
     for variants in _TORCH_JOBS if python else ():
         try:

@@ -17,7 +17,7 @@ from benchmarks.time_to_accuracy import worker as training
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
-TINY = ['--model=mlp_tiny', '--workers=2', '--rounds=2', '--steps=2']
+TINY = ['--model=mlp_tiny', '--workers=2', '--rounds=2', '--steps=2', '--def_q=def_q64_2']
 
 
 def run(module, *flags):
