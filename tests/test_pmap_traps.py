@@ -275,6 +275,31 @@ def test_the_debug_mode_tells_divergence_from_averaged_gradients():
         jax.vmap(run, axis_name='workers')(DATA)
 
 
+@pytest.mark.parametrize('resets', [True, False])
+def test_the_debug_mode_notices_a_wrapper_that_resets_the_state(resets):
+    """`optax.lookahead` makes a new state at every second step here, and the residuals are lost."""
+    optimizer = optax.lookahead(wrapper(), 2, 0.5, reset_state=resets)
+
+    def step(params, state, batch):
+        grads = jax.grad(loss_fn)(def_jax.detached_params(params.fast, state), batch)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        def_jax.debug(params, state, 'workers')
+        return params, state
+
+    def run(data):
+        params = optax.LookaheadParams.init_synced(PARAMS)
+        carry = params, optimizer.init(params)
+        return jax.lax.scan(lambda carry, batch: (step(*carry, batch), None), carry, data)[0]
+
+    mapped = jax.vmap(run, axis_name='workers')
+    if resets:
+        with pytest.raises(Exception, match=r'debug: .*as optax\.lookahead\(reset_state=True\) does'):
+            jax.block_until_ready(mapped(DATA[:, :2]))
+    else:
+        jax.block_until_ready(mapped(DATA[:, :4]))
+
+
 def test_j_and_k_what_a_copy_of_one_worker_loses_is_refused():
     params, state = train(wrapper(bits=2))
     assert def_jax.stack_state(train(wrapper(average_every=1))[1])  # one residual, but moments of each
