@@ -37,6 +37,12 @@ _OPTIMIZERS = (
     optax.contrib.MuonState,
 )
 
+# Which return to parameters that they keep, through other arithmetic than sums.
+_COPYING = (
+    *(optax.contrib.COCOBState, optax.contrib.MadgradState),
+    *(optax.contrib.MechanicState, optax.contrib.SAMState),
+)
+
 
 def _of_types(types: tuple[type, ...], tree: PyTree) -> Iterator[str]:
     """The names of those types of which a node of a tree is."""
@@ -190,13 +196,12 @@ def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
         return
     count = len(jax.tree.leaves(shapes))
     given = [1.0] * count + [0.0] * (len(program.jaxpr.invars) - count)
-    copies = any(_of_types((optax.contrib.COCOBState,), state))  # whose reward depends on the parameters, too
-    if copies or any(factor == -1 for factor in factors(program.jaxpr, given)):
+    if any(_of_types(_COPYING, state)) or any(factor == -1 for factor in factors(program.jaxpr, given)):
         raise ValueError(
             'inner= keeps a copy of the parameters, such as float32 masters, and returns what is missing to '
-            'it: at the detached point that counts the residual twice, and diverges. Leave the copy out: of '
-            'narrow parameters, def_jax.output_params is a float32 master copy already. And in place of '
-            'optax.contrib.cocob, which cannot do without, pass another optimizer.'
+            'it: at the detached point that counts the residual twice, and may diverge. Leave the copy out: '
+            'of narrow parameters, def_jax.output_params is a float32 master copy already. Optimizers like '
+            'optax.contrib.cocob, madgrad, mechanize and sam cannot do without: pass another.'
         )
 
 
