@@ -141,6 +141,15 @@ MISTAKES = [
         )
         for read in POINTS
     ),
+    *(  # a NaN would stay in the mean of gradients, and all workers skip all later steps
+        (
+            'skip_nonfinite does not hold it.* as inner=',
+            read,
+            PARAMS,
+            optax.chain(optax.ema(0.9), PRESET(skip_nonfinite=True)).init(PARAMS),
+        )
+        for read in POINTS
+    ),
     *((r"two error_feedback links act on \['b'\]", read, PARAMS, TWICE.init(PARAMS)) for read in POINTS),
     *(
         ('_params: opt_state holds no residual', read, PARAMS, state)

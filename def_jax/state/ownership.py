@@ -234,7 +234,9 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
                 'negate, and x would climb. Pass it to def_jax.error_feedback as inner=.'
             )
         skips = not isinstance(chain[place].skipped, tuple)  # and what precedes keeps a NaN for good
-        if bare and floats and (in_spmd or skips):
+        alone = chain[place].worker.shape[:-1]  # of one number, or of one for every worker
+        moments = floats if bare else [leaf for leaf in floats if leaf.shape != alone]
+        if moments and (skips or (bare and in_spmd)):
             why = 'skip_nonfinite does not hold it' if skips else 'it sees x, not the detached point'
             raise ValueError(
                 f'{caller}: a transformation with a state of its own precedes the link in the chain, where '
