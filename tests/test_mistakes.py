@@ -150,6 +150,13 @@ MISTAKES = [
         )
         for read in POINTS
     ),
+    (
+        r"mask=False must be a pytree .* static_args=\(.*'mask'\)",
+        optax.inject_hyperparams(def_jax.def_adamw, static_args=('compression', 'bits'))(
+            0.1, 16, None, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+        ).init,
+        PARAMS,
+    ),
     *((r"two error_feedback links act on \['b'\]", read, PARAMS, TWICE.init(PARAMS)) for read in POINTS),
     *(
         ('_params: opt_state holds no residual', read, PARAMS, state)
