@@ -329,6 +329,16 @@ def test_j_a_state_that_belongs_to_another_worker_is_noticed_whenever_it_was_res
         jax.vmap(lambda s: def_jax.debug(PARAMS, s, 'workers'), axis_name='workers')(state)
 
 
+def test_j_one_copy_of_a_link_without_a_residual_is_refused():
+    """EF21's mean would never again be that of what workers hold."""
+    optimizer = optax.chain(def_jax.ef21(def_jax.random_block(4), 'workers'), optax.sgd(0.1))
+    update = jax.vmap(lambda grads: optimizer.update(grads, optimizer.init(PARAMS))[1], axis_name='workers')
+    state = update(jax.tree.map(lambda x: jnp.stack([x * k for k in range(NUM_WORKERS)]), PARAMS))
+    assert def_jax.stack_state(state)[0].local['b'].shape == (NUM_WORKERS, 8)
+    with pytest.raises(ValueError, match='all 4 workers have the same residual'):
+        def_jax.stack_state(stacked(jax.tree.map(lambda x: x[1], state)))
+
+
 def test_j_other_workers_take_over_a_state_that_is_regrouped():
     optimizer, state = trained()
     state = def_jax.unstack_state(def_jax.stack_state(state), 3)

@@ -203,7 +203,9 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
         )
     workers = num_stacked(saved, own, 1)
     for state in link_states(saved):
-        residuals, inner = (jax.tree.leaves(getattr(state, name, ())) for name in ('residual', 'inner'))
+        inner = jax.tree.leaves(getattr(state, 'inner', ()))
+        kept = {*state.per_worker} - {'inner', 'worker', 'left_out'}  # residuals, whatever a link calls them
+        residuals = jax.tree.leaves([getattr(state, name) for name in sorted(kept)])
         held = residuals + inner
         if workers > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in held):
             raise ValueError(
