@@ -94,7 +94,8 @@ def error_feedback(
         seed: selects the blocks; must be the same on all workers. A restored state keeps its own.
         detach: λ in [0, 1]. 0 is error feedback (EF); 1 takes gradients at each worker's own model (SAEF,
             PSync). 'auto' tracks the λ*(t) that minimises Eq. 9, estimated from the messages; see
-            `options.detach_estimate`.
+            `options.detach_estimate`. A restored state keeps a number of its own: to change it, set the
+            state's field `detach`.
         every: steps per message. Between messages, updates accumulate in the residual, without
             communication. With `identity()` and λ = 1 this is local SGD (Stich, 2019).
         decay: factor in [0, 1] that multiplies the residual before each update is added.
@@ -104,7 +105,8 @@ def error_feedback(
             never. SAEF's period.
         skip_nonfinite: if any worker's update contains NaN or infinity, all workers skip that step: the
             updates are zero, `inner`, the residual and `step` do not change, and the count `skipped`
-            increases by one. The next step draws another block.
+            increases by one. The next step draws another block. Under `optax.multi_transform`, each wrapper
+            judges its own tensors.
         overlap: a step sends what waited before it, so that the network works while the gradient is computed;
             x is one step behind, see `options.overlap`. With `skip_nonfinite`, a worker leaves out its own
             update, and the next message of all workers.
@@ -113,7 +115,7 @@ def error_feedback(
         An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`. Updates keep their dtypes;
         the residual is always float32. Where x is narrower, what is rounded when the update is added to x
         goes to the residual on all workers alike, so y is a float32 master copy; that needs `params`, and
-        nothing after the wrapper that changes updates.
+        nothing around or after the wrapper that changes updates, as `optax.flatten` does of mixed dtypes.
 
         `update(grads, state, params, weight=w_k)` multiplies worker k's update by K·w_k / Σ w in line 7, so y
         moves by the weighted mean update: for unequal batches or a loss by the token. Weights are scalars of

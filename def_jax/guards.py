@@ -63,7 +63,8 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
 
     Args:
         params, opt_state: x and worker k's optimizer state, after the update.
-        axis_name: see `error_feedback`.
+        axis_name: see `error_feedback`. Together with the axes of `inside`, as ('nodes', 'gpus'), a worker's
+            devices are compared, too.
 
     Raises:
         ValueError: as `assert_replicated`, from a host callback, also if x or a residual is not finite; at
