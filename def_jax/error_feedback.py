@@ -294,7 +294,8 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
         float32 master copy it is.
 
     Raises:
-        ValueError: as `detached_params`; or if `axis_name` is not bound.
+        ValueError: as `detached_params`; if `axis_name` is not bound; or if it is None, and the state is
+            known to be one worker's of several.
 
     Source: Algorithm 1, line 13. Eq. 8 (no decay, no outer): y moves by the mean update at every step.
 
@@ -304,9 +305,23 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     [1.0, 2.0]
     """
     check_axis_name(axis_name)
-    for state in feedback_states(opt_state, 'output_params'):
+    states = feedback_states(opt_state, 'output_params')
+    check_alone(states, axis_name, 'output_params')
+    for state in states:
         params = _add(params, pmean(state.residual, axis_name), scale=1, least=jnp.float32)
     return params
+
+
+def check_alone(states: list[ErrorFeedbackState], axis_name: AxisName, caller: str) -> None:
+    """Raises ValueError if states whose values are known are of one worker of several, but no axis is."""
+    known = [state.worker for state in states if not isinstance(state.worker, jax.core.Tracer)]
+    for number, count in [worker.reshape(-1, 2)[0].tolist() for worker in known if axis_name is None]:
+        if count > 1:
+            raise ValueError(
+                f'{caller}: this is the state of worker {number} of {count}, and axis_name=None means one '
+                'worker, but it takes the residuals of all. Call it in the mapped step with its axis, or for '
+                "all workers' mean: def_jax.unstack_state(def_jax.stack_state(opt_state), 1), and of it x[0]."
+            )
 
 
 def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:

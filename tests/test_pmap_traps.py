@@ -329,6 +329,20 @@ def test_j_a_state_that_belongs_to_another_worker_is_noticed_whenever_it_was_res
         jax.vmap(lambda s: def_jax.debug(PARAMS, s, 'workers'), axis_name='workers')(state)
 
 
+def test_y_needs_the_residuals_of_all_workers():
+    """Of one worker's copy, x + r_k was returned as y."""
+    _, state = trained()
+    first = jax.tree.map(lambda x: np.asarray(x)[0], state)
+    with pytest.raises(ValueError, match=r'output_params: .* worker 0 of 4, .*axis_name=None.*unstack_state'):
+        def_jax.output_params(PARAMS, first, None)
+    with pytest.raises(ValueError, match=r'error_statistics: .* worker 0 of 4, .*axis_name=None'):
+        def_jax.diagnostics.error_statistics(first, None)
+    one = def_jax.unstack_state(def_jax.stack_state(state), 1)
+    y = def_jax.output_params(PARAMS, jax.tree.map(lambda x: x[0], one), None)
+    mean = optax.tree.get(state, 'residual')['w'].mean(0)
+    np.testing.assert_allclose(y['w'], PARAMS['w'] + mean, rtol=1e-5)
+
+
 def test_j_one_copy_of_a_link_without_a_residual_is_refused():
     """EF21's mean would never again be that of what workers hold."""
     optimizer = optax.chain(def_jax.ef21(def_jax.random_block(4), 'workers'), optax.sgd(0.1))
