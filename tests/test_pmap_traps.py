@@ -355,6 +355,9 @@ def test_j_one_copy_of_a_link_without_a_residual_is_refused():
 
 def test_j_other_workers_take_over_a_state_that_is_regrouped():
     optimizer, state = trained()
+    for number in (0, -1, 1.5):  # 0 was taken for the number before
+        with pytest.raises(ValueError, match=rf'num_workers={number} must be an integer in \[1, '):
+            def_jax.unstack_state(state, number)
     state = def_jax.unstack_state(def_jax.stack_state(state), 3)
     assert state.worker.tolist() == [[-1, -1]] * 3
     state = one_step(optimizer, state, 3)
