@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from def_jax.error_feedback import feedback_states
+from def_jax.error_feedback import check_alone, feedback_states
 from def_jax.ground.collectives import num_workers, pmean
 from def_jax.ground.types import AxisName, PyTree
 
@@ -41,6 +41,7 @@ def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Ar
     {'mean_error': 25.0, 'error': 25.0, 'distance': 6.25, 'detach_optimum': 1.0, 'detach_optimum_own': 1.0}
     """
     states = feedback_states(opt_state, 'error_statistics')
+    check_alone(states, axis_name, 'error_statistics')
     residuals = [state.residual for state in states]
     detached = [optax.tree.scale(state.detach, state.residual) for state in states]
     means = pmean(residuals, axis_name)

@@ -94,7 +94,8 @@ def error_feedback(
         seed: selects the blocks; must be the same on all workers. A restored state keeps its own.
         detach: λ in [0, 1]. 0 is error feedback (EF); 1 takes gradients at each worker's own model (SAEF,
             PSync). 'auto' tracks the λ*(t) that minimises Eq. 9, estimated from the messages; see
-            `options.detach_estimate`.
+            `options.detach_estimate`. A restored state keeps a number of its own: to change it, set the
+            state's field `detach`.
         every: steps per message. Between messages, updates accumulate in the residual, without
             communication. With `identity()` and λ = 1 this is local SGD (Stich, 2019).
         decay: factor in [0, 1] that multiplies the residual before each update is added.
@@ -104,7 +105,8 @@ def error_feedback(
             never. SAEF's period.
         skip_nonfinite: if any worker's update contains NaN or infinity, all workers skip that step: the
             updates are zero, `inner`, the residual and `step` do not change, and the count `skipped`
-            increases by one. The next step draws another block.
+            increases by one. The next step draws another block. Under `optax.multi_transform`, each wrapper
+            judges its own tensors.
         overlap: a step sends what waited before it, so that the network works while the gradient is computed;
             x is one step behind, see `options.overlap`. With `skip_nonfinite`, a worker leaves out its own
             update, and the next message of all workers.
@@ -113,7 +115,7 @@ def error_feedback(
         An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`. Updates keep their dtypes;
         the residual is always float32. Where x is narrower, what is rounded when the update is added to x
         goes to the residual on all workers alike, so y is a float32 master copy; that needs `params`, and
-        nothing after the wrapper that changes updates.
+        nothing around or after the wrapper that changes updates, as `optax.flatten` does of mixed dtypes.
 
         `update(grads, state, params, weight=w_k)` multiplies worker k's update by K·w_k / Σ w in line 7, so y
         moves by the weighted mean update: for unequal batches or a loss by the token. Weights are scalars of
@@ -292,7 +294,8 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
         float32 master copy it is.
 
     Raises:
-        ValueError: as `detached_params`; or if `axis_name` is not bound.
+        ValueError: as `detached_params`; if `axis_name` is not bound; or if it is None, and the state is
+            known to be one worker's of several.
 
     Source: Algorithm 1, line 13. Eq. 8 (no decay, no outer): y moves by the mean update at every step.
 
@@ -302,9 +305,23 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     [1.0, 2.0]
     """
     check_axis_name(axis_name)
-    for state in feedback_states(opt_state, 'output_params'):
+    states = feedback_states(opt_state, 'output_params')
+    check_alone(states, axis_name, 'output_params')
+    for state in states:
         params = _add(params, pmean(state.residual, axis_name), scale=1, least=jnp.float32)
     return params
+
+
+def check_alone(states: list[ErrorFeedbackState], axis_name: AxisName, caller: str) -> None:
+    """Raises ValueError if states whose values are known are of one worker of several, but no axis is."""
+    known = [state.worker for state in states if not isinstance(state.worker, jax.core.Tracer)]
+    for number, count in [worker.reshape(-1, 2)[0].tolist() for worker in known if axis_name is None]:
+        if count > 1:
+            raise ValueError(
+                f'{caller}: this is the state of worker {number} of {count}, and axis_name=None means one '
+                'worker, but it takes the residuals of all. Call it in the mapped step with its axis, or for '
+                "all workers' mean: def_jax.unstack_state(def_jax.stack_state(opt_state), 1), and of it x[0]."
+            )
 
 
 def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:

@@ -50,19 +50,21 @@ def all_finite(tree: PyTree, axis_name: AxisName) -> jax.Array:
 
 
 def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
-    """Raises if copies of x differ, a worker has another's state, or all workers have had one gradient.
+    """Raises if copies of x differ, a worker has another's state or none, or all have had one gradient.
 
     Call it in the mapped step, after the update, while a trainer is being wired; it costs a pass over the
     model and an all-reduce of 8,192 numbers a tensor at most. Copies of x differ if something that workers do
     not exchange decides about x, such as another seed. A state belongs to another worker if one copy was
-    restored for all, or in another order. From the second step on, moments of `inner`, or without any
-    residuals, agree if gradients are averaged before the update, by a `pmean` that was left in, or, with 32
-    bits, if all workers are given the same data. In few bits residuals show an average in the first steps
-    only: call this from the first step on. It communicates, so `check` a step without it.
+    restored for all, or in another order; there is none after a wrapper that resets it. From the second step
+    on, moments of `inner`, or without any residuals, agree if gradients are averaged before the update, by a
+    `pmean` that was left in, or, with 32 bits, if all workers are given the same data. In few bits residuals
+    show an average in the first steps only: call this from the first step on. It communicates, so `check` a
+    step without it.
 
     Args:
         params, opt_state: x and worker k's optimizer state, after the update.
-        axis_name: see `error_feedback`.
+        axis_name: see `error_feedback`. Together with the axes of `inside`, as ('nodes', 'gpus'), a worker's
+            devices are compared, too.
 
     Raises:
         ValueError: as `assert_replicated`, from a host callback, also if x or a residual is not finite; at
@@ -87,8 +89,10 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     workers, due = num_workers(axis_name), states[0].step >= 2
     finite = skipping.all_finite((params, residuals))
     numbers = [all_gather(state.worker, axis_name) for state in states]
+    # An update numbers the workers, or at least counts a step.
+    new = jnp.array([(state.step == 0) & jnp.all(state.worker == -1) for state in states]).any()
 
-    def raise_if(agree: np.ndarray, finite: np.ndarray, numbers: list[np.ndarray]) -> None:
+    def raise_if(agree: np.ndarray, finite: np.ndarray, numbers: list[np.ndarray], new: np.ndarray) -> None:
         if not finite:  # NaN agrees with NaN
             raise ValueError(
                 'x or a residual is not finite: training has diverged. Lower the learning rate; that of '
@@ -96,6 +100,12 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
             )
         for of_link in numbers:
             check_whose(np.asarray(of_link), 'debug')
+        if new:
+            raise ValueError(
+                'debug: opt_state is as init returns it: something resets the state, as '
+                'optax.lookahead(reset_state=True) does, and residuals are lost. Keep it, by '
+                'reset_state=False. Before the first update, there is nothing to debug.'
+            )
         if agree:
             raise ValueError(
                 f'all {workers} workers have the same residual or moments, of different gradients: these are '
@@ -104,7 +114,7 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
                 'pmap_axis_name= of the helpers that compute them; save with stack_state.'
             )
 
-    jax.debug.callback(raise_if, agree & due & (workers > 1), finite, numbers)
+    jax.debug.callback(raise_if, agree & due & (workers > 1), finite, numbers, new)
 
 
 def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:

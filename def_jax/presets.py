@@ -7,6 +7,7 @@ tensors. There is no first moment on the worker: the residual already accumulate
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import optax
 
 from def_jax.compressors import Compressor, random_block
@@ -110,6 +111,11 @@ def def_adamw(
     >>> optimizer = def_jax.def_adamw(1e-3, 64, axis_name='workers', weight_decay=0.1)
     >>> state = optimizer.init(jnp.zeros(3))
     """
+    if isinstance(mask, (bool, jax.Array)):
+        raise ValueError(
+            f'mask={mask} must be a pytree of booleans or a function of the parameters, which '
+            "optax.inject_hyperparams takes for a schedule: pass static_args=('compression', 'bits', 'mask')."
+        )
     inner = optax.chain(
         optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
         optax.scale(_ADAMW_RATE),

@@ -304,3 +304,27 @@ def test_gradients_that_types_have_summed_inside_are_refused():
     with pytest.raises(ValueError, match=r"summed its gradient over \('inside',\).*pcast\(def_jax.detached_"):
         run(varies=False)
     assert run(varies=True).any()
+
+
+@pytest.mark.parametrize('inside', ['inside', None])
+def test_the_debug_mode_over_all_axes_notices_devices_that_are_not_joined(inside):
+    """Without `inside`, each device of a worker trains with its counterparts alone, and x drifts apart."""
+    blocks = def_jax.random_block(2)
+    optimizer = def_jax.error_feedback(blocks, 'workers', inner=optax.sgd(0.1), inside=inside)
+
+    def run(target):
+        x = jnp.zeros(8)
+        state = optimizer.init(x)
+        for _ in range(2):
+            grads = def_jax.detached_params(x, state) - target
+            updates, state = optimizer.update(grads, state, x)
+            x = optax.apply_updates(x, updates)
+            def_jax.debug(x, state, AXES)
+
+    mapped = jax.vmap(jax.vmap(run, axis_name='inside'), axis_name='workers')
+    targets = np.random.default_rng(0).normal(size=(2, 2, 8)).astype(np.float32)
+    if inside:
+        mapped(targets)
+    else:
+        with pytest.raises(ValueError, match='do not agree on params'):
+            mapped(targets)

@@ -141,6 +141,22 @@ MISTAKES = [
         )
         for read in POINTS
     ),
+    *(  # a NaN would stay in the mean of gradients, and all workers skip all later steps
+        (
+            'skip_nonfinite does not hold it.* as inner=',
+            read,
+            PARAMS,
+            optax.chain(optax.ema(0.9), PRESET(skip_nonfinite=True)).init(PARAMS),
+        )
+        for read in POINTS
+    ),
+    (
+        r"mask=False must be a pytree .* static_args=\(.*'mask'\)",
+        optax.inject_hyperparams(def_jax.def_adamw, static_args=('compression', 'bits'))(
+            0.1, 16, None, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+        ).init,
+        PARAMS,
+    ),
     *((r"two error_feedback links act on \['b'\]", read, PARAMS, TWICE.init(PARAMS)) for read in POINTS),
     *(
         ('_params: opt_state holds no residual', read, PARAMS, state)

@@ -275,6 +275,31 @@ def test_the_debug_mode_tells_divergence_from_averaged_gradients():
         jax.vmap(run, axis_name='workers')(DATA)
 
 
+@pytest.mark.parametrize('resets', [True, False])
+def test_the_debug_mode_notices_a_wrapper_that_resets_the_state(resets):
+    """`optax.lookahead` makes a new state at every second step here, and the residuals are lost."""
+    optimizer = optax.lookahead(wrapper(), 2, 0.5, reset_state=resets)
+
+    def step(params, state, batch):
+        grads = jax.grad(loss_fn)(def_jax.detached_params(params.fast, state), batch)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        def_jax.debug(params, state, 'workers')
+        return params, state
+
+    def run(data):
+        params = optax.LookaheadParams.init_synced(PARAMS)
+        carry = params, optimizer.init(params)
+        return jax.lax.scan(lambda carry, batch: (step(*carry, batch), None), carry, data)[0]
+
+    mapped = jax.vmap(run, axis_name='workers')
+    if resets:
+        with pytest.raises(Exception, match=r'debug: .*as optax\.lookahead\(reset_state=True\) does'):
+            jax.block_until_ready(mapped(DATA[:, :2]))
+    else:
+        jax.block_until_ready(mapped(DATA[:, :4]))
+
+
 def test_j_and_k_what_a_copy_of_one_worker_loses_is_refused():
     params, state = train(wrapper(bits=2))
     assert def_jax.stack_state(train(wrapper(average_every=1))[1])  # one residual, but moments of each
@@ -304,8 +329,35 @@ def test_j_a_state_that_belongs_to_another_worker_is_noticed_whenever_it_was_res
         jax.vmap(lambda s: def_jax.debug(PARAMS, s, 'workers'), axis_name='workers')(state)
 
 
+def test_y_needs_the_residuals_of_all_workers():
+    """Of one worker's copy, x + r_k was returned as y."""
+    _, state = trained()
+    first = jax.tree.map(lambda x: np.asarray(x)[0], state)
+    with pytest.raises(ValueError, match=r'output_params: .* worker 0 of 4, .*axis_name=None.*unstack_state'):
+        def_jax.output_params(PARAMS, first, None)
+    with pytest.raises(ValueError, match=r'error_statistics: .* worker 0 of 4, .*axis_name=None'):
+        def_jax.diagnostics.error_statistics(first, None)
+    one = def_jax.unstack_state(def_jax.stack_state(state), 1)
+    y = def_jax.output_params(PARAMS, jax.tree.map(lambda x: x[0], one), None)
+    mean = optax.tree.get(state, 'residual')['w'].mean(0)
+    np.testing.assert_allclose(y['w'], PARAMS['w'] + mean, rtol=1e-5)
+
+
+def test_j_one_copy_of_a_link_without_a_residual_is_refused():
+    """EF21's mean would never again be that of what workers hold."""
+    optimizer = optax.chain(def_jax.ef21(def_jax.random_block(4), 'workers'), optax.sgd(0.1))
+    update = jax.vmap(lambda grads: optimizer.update(grads, optimizer.init(PARAMS))[1], axis_name='workers')
+    state = update(jax.tree.map(lambda x: jnp.stack([x * k for k in range(NUM_WORKERS)]), PARAMS))
+    assert def_jax.stack_state(state)[0].local['b'].shape == (NUM_WORKERS, 8)
+    with pytest.raises(ValueError, match='all 4 workers have the same residual'):
+        def_jax.stack_state(stacked(jax.tree.map(lambda x: x[1], state)))
+
+
 def test_j_other_workers_take_over_a_state_that_is_regrouped():
     optimizer, state = trained()
+    for number in (0, -1, 1.5):  # 0 was taken for the number before
+        with pytest.raises(ValueError, match=rf'num_workers={number} must be an integer in \[1, '):
+            def_jax.unstack_state(state, number)
     state = def_jax.unstack_state(def_jax.stack_state(state), 3)
     assert state.worker.tolist() == [[-1, -1]] * 3
     state = one_step(optimizer, state, 3)

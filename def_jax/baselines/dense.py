@@ -6,6 +6,7 @@ import optax
 
 from def_jax.ground.collectives import pmean
 from def_jax.ground.types import AxisName
+from def_jax.options import weighting
 from def_jax.state.link import link
 
 __all__ = ['AllReduceMeanState', 'all_reduce_mean']
@@ -26,7 +27,8 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformationExtraArg
         axis_name: the axis over workers, a tuple of axes, or None for a single worker.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs` with an empty state.
+        An `optax.GradientTransformationExtraArgs` with an empty state. `update(updates, state, weight=w_k)`
+        takes the mean weighted by w_k, see `error_feedback`.
 
     Raises:
         ValueError: if `axis_name` is not a name; in `update`, if it is not bound.
@@ -43,4 +45,11 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformationExtraArg
     def step(updates, state, *_):
         return pmean(updates, axis_name), state
 
-    return link(lambda params: AllReduceMeanState(), step, axis_name)
+    mean = link(lambda params: AllReduceMeanState(), step, axis_name)
+
+    def update(updates, state, params=None, *, weight=None, **extra_args):
+        if weight is not None:
+            updates, _ = weighting.shares(weight, axis_name, updates)
+        return mean.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(mean.init, update)

@@ -23,7 +23,7 @@ def averaged(within: Group, grads: PyTree, weight: jax.Array | None) -> tuple[Py
     if within.members is None:
         check_not_summed(grads, within.names, inside=True)
     if weight is not None:
-        grads, weight = _shares(weight, within, grads)
+        grads, weight = shares(weight, within, grads)
     return pmean(grads, within), weight
 
 
@@ -35,11 +35,11 @@ def weighted(
     So y moves by the weighted mean of the updates (Eq. 8). With weight 0 a worker adds nothing, whatever its
     gradient is, and its moments stay as they were. If all weights are 0, no worker adds anything.
     """
-    updates, _ = _shares(weight, axis_name, updates)
+    updates, _ = shares(weight, axis_name, updates)
     return updates, hold(jnp.asarray(weight) > 0, after, before, counts=False)
 
 
-def _shares(weight: Any, axes: AxisName | Group, tree: PyTree) -> tuple[PyTree, jax.Array]:
+def shares(weight: Any, axes: AxisName | Group, tree: PyTree) -> tuple[PyTree, jax.Array]:
     """The tree times K·w_k / Σ w, zero where w_k is, and Σ w, float32 []."""
     weight = jnp.asarray(weight, jnp.float32)
     if weight.ndim:

@@ -263,7 +263,7 @@ class Spmd:
         def worker(grads, *others):
             arguments = in_memory(grads), *others
             with sharded(Shards(self.axis_name, Group(self._workers.inside), specs)):
-                updates, opt_state = drift.agreed(update, own_in, own_out, self._workers.apart, arguments)
+                updates, opt_state = drift.agreed(update, own_in, own_out, self._workers.apart, arguments, 3)
             return updates, in_memory(opt_state)
 
         own_in, own_out = (True, own, False, True, False), (False, own)

@@ -68,6 +68,11 @@ def link(
             return optax.tree.cast_like(applied, updates), state
 
         if local is None:
+            if extra_args.get('weight') is not None:
+                raise ValueError(
+                    f'weight= has no effect on {type(state).__name__}, whose link takes a plain mean over '
+                    "workers. Leave it out, and multiply each worker's gradient by K·w_k / Σ w before."
+                )
             return shards.run(one_step, updates, state, params, by_shards)
         updates, inner = local(updates, state, params, shards, **extra_args)
         applied, state = shards.run(one_step, updates, state._replace(inner=()), params, by_shards)

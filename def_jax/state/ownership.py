@@ -37,6 +37,12 @@ _OPTIMIZERS = (
     optax.contrib.MuonState,
 )
 
+# Which return to parameters that they keep, through other arithmetic than sums.
+_COPYING = (
+    *(optax.contrib.COCOBState, optax.contrib.MadgradState),
+    *(optax.contrib.MechanicState, optax.contrib.SAMState),
+)
+
 
 def _of_types(types: tuple[type, ...], tree: PyTree) -> Iterator[str]:
     """The names of those types of which a node of a tree is."""
@@ -190,13 +196,12 @@ def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
         return
     count = len(jax.tree.leaves(shapes))
     given = [1.0] * count + [0.0] * (len(program.jaxpr.invars) - count)
-    copies = any(_of_types((optax.contrib.COCOBState,), state))  # whose reward depends on the parameters, too
-    if copies or any(factor == -1 for factor in factors(program.jaxpr, given)):
+    if any(_of_types(_COPYING, state)) or any(factor == -1 for factor in factors(program.jaxpr, given)):
         raise ValueError(
             'inner= keeps a copy of the parameters, such as float32 masters, and returns what is missing to '
-            'it: at the detached point that counts the residual twice, and diverges. Leave the copy out: of '
-            'narrow parameters, def_jax.output_params is a float32 master copy already. And in place of '
-            'optax.contrib.cocob, which cannot do without, pass another optimizer.'
+            'it: at the detached point that counts the residual twice, and may diverge. Leave the copy out: '
+            'of narrow parameters, def_jax.output_params is a float32 master copy already. Optimizers like '
+            'optax.contrib.cocob, madgrad, mechanize and sam cannot do without: pass another.'
         )
 
 
@@ -229,7 +234,9 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
                 'negate, and x would climb. Pass it to def_jax.error_feedback as inner=.'
             )
         skips = not isinstance(chain[place].skipped, tuple)  # and what precedes keeps a NaN for good
-        if bare and floats and (in_spmd or skips):
+        alone = chain[place].worker.shape[:-1]  # of one number, or of one for every worker
+        moments = floats if bare else [leaf for leaf in floats if leaf.shape != alone]
+        if moments and (skips or (bare and in_spmd)):
             why = 'skip_nonfinite does not hold it' if skips else 'it sees x, not the detached point'
             raise ValueError(
                 f'{caller}: a transformation with a state of its own precedes the link in the chain, where '

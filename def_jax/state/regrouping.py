@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from def_jax.ground.arguments import named_leaves
+from def_jax.ground.arguments import check_integer, named_leaves
 from def_jax.ground.random import is_typed
 from def_jax.ground.types import PyTree
 from def_jax.state.ownership import each, is_link, link_states, no_residual, per_worker_leaves
@@ -160,7 +160,8 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
             the old ones had, so x stays where it is, and y up to rounding.
 
     Raises:
-        ValueError: as `stack_state`: it was one worker's copy that was saved.
+        ValueError: as `stack_state`: it was one worker's copy that was saved; or if `num_workers` is no
+            positive integer.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> optimizer = def_jax.error_feedback(def_jax.random_block(2), 'workers')
@@ -168,6 +169,8 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
     >>> def_jax.unstack_state(saved, num_workers=3).residual.shape
     (3, 4)
     """
+    if num_workers is not None:
+        check_integer('num_workers', num_workers, 1, 'K, of those who go on')
     # It may have been saved as jax.pmap has it, or restored to every device.
     saved = _stacked(jax.tree.map(_fetched, saved), 'unstack_state')
     own = per_worker_leaves(saved)
@@ -203,7 +206,9 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
         )
     workers = num_stacked(saved, own, 1)
     for state in link_states(saved):
-        residuals, inner = (jax.tree.leaves(getattr(state, name, ())) for name in ('residual', 'inner'))
+        inner = jax.tree.leaves(getattr(state, 'inner', ()))
+        kept = {*state.per_worker} - {'inner', 'worker', 'left_out'}  # residuals, whatever a link calls them
+        residuals = jax.tree.leaves([getattr(state, name) for name in sorted(kept)])
         held = residuals + inner
         if workers > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in held):
             raise ValueError(

@@ -20,11 +20,24 @@ _UNITES = ('psum', 'psum_invariant', 'pmax', 'pmin', 'all_gather', 'all_gather_i
 _DIVIDES = ('all_to_all', 'reduce_scatter', 'ppermute', 'axis_index')
 
 
-def agreed(function: Any, own_in: PyTree, own_out: PyTree, names: Sequence[str], arguments: tuple) -> Any:
-    """`function(*arguments)` of one worker, updates and state, after `check_agreement`."""
+def agreed(
+    function: Any, own_in: PyTree, own_out: PyTree, names: Sequence[str], arguments: tuple, weight: int
+) -> Any:
+    """`function(*arguments)` of one worker, updates and state, after `check_agreement`.
+
+    Raises ValueError as well if argument number `weight` is not None and no result depends on it.
+    """
     program = jax.jit(function)
     traced = program.trace(*arguments)
     check_agreement(traced.jaxpr.jaxpr, arguments, traced.out_info, own_in, own_out, names)
+    own = tuple(i == weight for i in range(len(arguments)))
+    given = jax.tree.leaves(each(lambda mine, _: frozenset(['weight'] if mine else ()), own, arguments))
+    reached = frozenset[str]().union(*axes_of_results(traced.jaxpr.jaxpr, given))
+    if arguments[weight] is not None and 'weight' not in reached:
+        raise ValueError(
+            'weight= reaches no link: a transformation around it takes no extra arguments. Make that an '
+            'optax.GradientTransformationExtraArgs, whose update passes them on.'
+        )
     return program(*arguments)
 
 

@@ -81,6 +81,58 @@ def test_spmd_takes_a_weight_for_every_worker():
         dist.update(grads, dist.init(x), x, weight=1.0)
 
 
+def test_the_dense_mean_is_weighted_as_well():
+    """Alone, or beside a link of other tensors, where it left the weights out."""
+    draw = np.random.default_rng(0)
+    grads = {name: draw.normal(size=(3, 4)).astype(np.float32) for name in 'ab'}
+    grads['b'][1] = np.nan  # of the worker without weight
+    dense = optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1))
+    apart = optax.multi_transform({'sent': make(), 'dense': dense}, {'a': 'sent', 'b': 'dense'})
+    for optimizer in (dense, apart):
+
+        def worker(grads, weight, optimizer=optimizer):
+            x = jax.tree.map(jnp.zeros_like, grads)
+            return optimizer.update(grads, optimizer.init(x), x, weight=weight)[0]
+
+        updates = jax.vmap(worker, axis_name='workers')(grads, WEIGHTS)
+        mean = -0.1 * (grads['b'][0] + 3 * grads['b'][2]) / 4
+        np.testing.assert_allclose(updates['b'], [mean] * 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'link',
+    [
+        def_jax.ef21(def_jax.random_block(2), None),
+        def_jax.baselines.ef21_sgdm(def_jax.random_block(2), None),
+        def_jax.baselines.powersgd(2, None),
+        def_jax.baselines.demo(2, None),
+        def_jax.baselines.onebit_adam(None),
+    ],
+)
+def test_links_that_take_a_plain_mean_refuse_a_weight(link):
+    """They took it, and their means were those of equal batches."""
+    link = optax.chain(link, optax.sgd(0.1))
+    x = jnp.ones((4, 4))
+    assert link.update(x, link.init(x), x, weight=None, value=1.0)[0].shape == x.shape
+    with pytest.raises(ValueError, match=r'weight= has no effect on \w+State, .* K·w_k / Σ w'):
+        link.update(x, link.init(x), x, weight=2.0)
+
+
+def test_a_weight_that_does_not_reach_the_link_is_refused():
+    """Another transformation around it takes no extra arguments, and optax drops them."""
+    link = make()
+
+    def update(grads, state, params=None):
+        return link.update(grads, state, params)
+
+    mesh = jax.make_mesh((3,), ('workers',), devices=jax.devices()[:3])
+    dist = def_jax.spmd(optax.chain(optax.GradientTransformation(link.init, update)), mesh)
+    x = jax.device_put(jnp.zeros(4), jax.NamedSharding(mesh, P()))
+    dist.update(jnp.ones((3, 4)), dist.init(x), x)
+    with pytest.raises(ValueError, match=r'weight= reaches no link: .*GradientTransformationExtraArgs'):
+        dist.update(jnp.ones((3, 4)), dist.init(x), x, weight=WEIGHTS)
+
+
 def test_a_weight_is_one_number():
     with pytest.raises(ValueError, match=r'weight has shape \(3,\), but must be a scalar'):
         make().update(jnp.ones(4), make().init(jnp.ones(4)), jnp.ones(4), weight=WEIGHTS)

@@ -293,6 +293,14 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
     ('flags', 'line'),
     [
         ([*FLAGS, '--bandwidth=fast'], "plan: bandwidth='fast' must be in bits per second"),
+        (
+            [*FLAGS, '--bandwidth=10'],
+            'plan: bandwidth=10.0 must be a number in [10000.0, 1e+18] (bits per second, ',
+        ),
+        (
+            [*FLAGS, '--dense-step=0.1'],
+            'plan: --dense-step=0.1 is shorter than a step without communication, 0.12',
+        ),
         ([*FLAGS, '--workers=4.5'], "plan: argument --workers: invalid int value: '4.5'"),
         ([*FLAGS, '--output=.'], "plan: output='.' is a folder"),
         ([*FLAGS, '--output=no/such/folder/x.png'], 'plan: [Errno 2] No such file or directory'),

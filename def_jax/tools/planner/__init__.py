@@ -90,7 +90,7 @@ class Plan:
         # The limits keep every time finite and positive.
         check_number('params', self.params, 1, 1e18, 'elements in the model')
         check_number('step_time', self.step_time, 1e-9, 1e9, 'seconds of computation')
-        check_number('bandwidth', self.bandwidth, 1, 1e18, 'bits per second')
+        check_number('bandwidth', self.bandwidth, 1e4, 1e18, "bits per second, or with a unit, as '10gbit'")
         check_number('workers', self.workers, 1, 1e9, 'K')
         check_number('latency', self.latency, 0, 1e9, 'seconds per message')
         check_number('overlap', self.overlap, 0, 1, 'fraction of a dense all-reduce that is hidden')

@@ -111,6 +111,11 @@ def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[s
     if device is not None and flops is not None:
         notes.append(_estimate(plan, device, utilisation))
     if dense_step is not None:
+        if dense_step < 0.9 * plan.step_time:  # two measurements may differ a little
+            raise ValueError(
+                f'--dense-step={dense_step:g} is shorter than a step without communication, '
+                f'{plan.step_time:g}. Measure both with the same model and batch.'
+            )
         plan = dataclasses.replace(plan, overlap=plan.hidden(dense_step))
         notes.append(_hidden(plan, dense_step))
     return plan, notes, device is not None and flops is not None and utilisation is None

@@ -19,6 +19,7 @@ __all__ = ['open_image_folder', 'open_tfds_images']
 
 # What Pillow decodes by itself: for .eps it runs a program.
 _SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+_SPLITS = 'train', 'validation', 'test'
 _SHUFFLE_SEED = 0  # of the order of the examples, which else would be that of the classes
 
 
@@ -30,7 +31,7 @@ def open_image_folder(
     Args:
         folder: contains the folders `train` and `test` and possibly `validation`, each with one folder per
             class. A folder without images is no class; hidden files and folders are left out, other files
-            with a warning.
+            in those of classes and folders that are no split with a warning.
         image_size: height and width of the images, in pixels. The shorter side of each image, turned
             as its EXIF orientation says, is resized to it, and the centre is cropped.
         crop_padding: zero pixels added on each side before a training image is cropped.
@@ -42,18 +43,22 @@ def open_image_folder(
 
     Raises:
         ValueError: if the image size is not positive, there are no images to train on or to test, or of one
-            class alone, a class is tested but not trained on, or a file is no image.
+            class alone, one lies in a split but in no class, a class is tested but not trained on, or a file
+            is no image.
     """
     check_integer('image_size', image_size, 1, 'the edge of an image, in pixels')
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(f'folder={str(folder)!r} is not a folder.')
-    files = {split: _images_in(root / split) for split in ('train', 'validation', 'test')}
+    files = {split: _images_in(root / split) for split in _SPLITS}
     for split in ('train', 'test'):
         if not files[split]:
             raise ValueError(
                 f'folder={str(folder)!r} needs image files, such as JPEG, in {split}/CLASS/. Put some there.'
             )
+    if others := sorted({path.name for path in root.glob('[!.]*') if path.is_dir()} - {*_SPLITS}):
+        what = '%s of %s left out: its splits are the folders train, validation and test'
+        logging.warning(what, ', '.join(others), root)
     classes = sorted({file.parent.name for file in files['train']})
     if len(classes) == 1:  # whatever is learned, the accuracy would be 100 %
         remedy = 'Sort its images into one folder per class'
@@ -82,6 +87,9 @@ def open_image_folder(
 
 def _images_in(split: Path) -> list[Path]:
     """The images in the folders of a split, in order of class and name; a warning says what is left out."""
+    within = [path for path in split.glob('[!.]*') if not path.is_dir()]
+    if strays := sorted(file for file in within if file.suffix.lower() in _SUFFIXES):
+        raise ValueError(f'{str(strays[0])!r} lies in no folder of a class. Move it into one, or remove it.')
     found = [*split.glob('[!.]*/[!.]*')]
     images = sorted(file for file in found if file.suffix.lower() in _SUFFIXES)
     if others := sorted({*found} - {*images}):

@@ -129,6 +129,20 @@ def test_a_single_class_is_refused(folder, tmp_path):
         image_folder.open_image_folder(root, 8)
 
 
+def test_images_without_a_class_are_refused_and_folders_that_are_no_split_are_said(
+    folder, tmp_path, monkeypatch
+):
+    lines, root = [], shutil.copytree(folder, tmp_path / 'images')
+    monkeypatch.setattr(image_folder.logging, 'warning', lambda text, *args: lines.append(text % args))
+    shutil.copytree(root / 'test', root / 'val')
+    (root / 'train' / 'README.txt').touch()
+    assert image_folder.open_image_folder(root, 8).validation is None
+    assert lines == [f'val of {root} left out: its splits are the folders train, validation and test']
+    shutil.copy(root / 'train' / 'red' / '0.png', root / 'test' / 'stray.PNG')
+    with fixtures.refused(r"test/stray.PNG' lies in no folder of a class. Move it into one"):
+        image_folder.open_image_folder(root, 8)
+
+
 def test_a_pipe_is_refused_and_not_waited_for(folder, tmp_path):
     root = shutil.copytree(folder, tmp_path / 'images')
     os.mkfifo(root / 'train' / 'red' / 'pipe.png')

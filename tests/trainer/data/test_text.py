@@ -180,6 +180,14 @@ def test_a_folder_takes_little_more_memory_than_its_text_and_one_file(tmp_path, 
         open_text_folder(root)
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    texts = {str(number): f'{number};'.encode('utf-8-sig') for number in range(40)}
+    dataset = open_text_folder(written(tmp_path / 'texts', **texts), context=4)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    found = b''.join(bytes(split.corpus.text) for split in splits).split(b';')[:-1]
+    assert sorted(map(int, found)) == list(range(40))
+
+
 def test_windows_past_two_to_the_31_are_those_of_a_small_corpus(tmp_path):
     start, tail = 1 << 31, b''.join(DOCUMENTS)
     with (tmp_path / 'sparse').open('wb') as file:

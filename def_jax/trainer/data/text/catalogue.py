@@ -95,6 +95,8 @@ def open_stdlib(*, folder: str | os.PathLike[str] | None = None, context: int = 
 def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Dataset:
     """Reads the UTF-8 files of a folder and of those in it, but for hidden ones. Links are followed.
 
+    A byte order mark is not part of a text.
+
     Args:
         path: the folder. A hash of a file's path within it decides its split: about a tenth of the files for
             validation, a tenth for testing. So a file keeps its split when others are added. Where that
@@ -186,7 +188,7 @@ def _read(file: Path) -> bytes:
         place = min(stop, len(content)) - len(error.object) + error.start
         what = f'{error.reason} {content[place]:#x} at {place}'
         raise ValueError(f'{str(file)!r} is not UTF-8 ({what}). Convert or remove it.') from error
-    return content
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 TEXTS: Mapping[str, Callable[..., Dataset]] = {
