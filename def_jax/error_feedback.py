@@ -29,7 +29,13 @@ from def_jax.options import PAPER_DETACH, Options, pend, send, skipping, weighti
 from def_jax.options.narrow import settled
 from def_jax.options.overlap import overlapped
 from def_jax.state.link import check_updates, float32_zeros, is_masked, link
-from def_jax.state.ownership import check_inner, check_no_copy, check_surroundings, link_states, no_residual
+from def_jax.state.ownership import (
+    check_accumulation,
+    check_no_copy,
+    check_surroundings,
+    link_states,
+    no_residual,
+)
 from def_jax.wires import Bits, Route
 
 
@@ -41,7 +47,7 @@ class ErrorFeedbackState(NamedTuple):
     residual: PyTree  # like params, float32: r_k = -e_k
     detach: jax.Array  # float32 [], λ
     inner: PyTree  # state of the inner optimizer
-    worker: jax.Array  # int32 [2], k and K; -1 before the first step; K is -2 once another goes on with it
+    worker: jax.Array  # int32 [2], k and K; -1 before the first step; K is -2 once another worker goes on
     # Of options, () where they are not used:
     outer: PyTree = ()  # state of `outer`, in which moments are like params
     energy: PyTree = ()  # float32 [] twice, of detach='auto': ‖mean message‖² and mean ‖message‖²
@@ -109,7 +115,7 @@ def error_feedback(
             judges its own tensors.
         overlap: a step sends what waited before it, so that the network works while the gradient is computed;
             x is one step behind, see `options.overlap`. With `skip_nonfinite`, a worker leaves out its own
-            update, and the next message of all workers.
+            update at once, and all workers leave out the next message.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`. Updates keep their dtypes;
@@ -205,7 +211,7 @@ def wrapped(
     def init_fn(params):
         state = init(params)  # first, for it checks the parameters
         started = inner.init(params)
-        check_inner(started)
+        check_accumulation(started, 'inner= holds')
         check_no_copy(inner, params)
         if any(isinstance(state, ErrorFeedbackState) for state in link_states(started)):
             raise ValueError(
@@ -262,8 +268,8 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
 
     Raises:
         ValueError: if `opt_state` holds no residual, or one whose structure or shapes differ from those of
-            `params`. `optax.flatten` keeps the number of elements alone: under it, another model's residual
-            is refused only if that differs.
+            `params`. Under `optax.flatten` only the number of elements is known: another model's residual is
+            refused only if that differs.
 
     Source: Algorithm 1, line 6.
 
@@ -318,9 +324,10 @@ def check_alone(states: list[ErrorFeedbackState], axis_name: AxisName, caller: s
     for number, count in [worker.reshape(-1, 2)[0].tolist() for worker in known if axis_name is None]:
         if count > 1:
             raise ValueError(
-                f'{caller}: this is the state of worker {number} of {count}, and axis_name=None means one '
-                'worker, but it takes the residuals of all. Call it in the mapped step with its axis, or for '
-                "all workers' mean: def_jax.unstack_state(def_jax.stack_state(opt_state), 1), and of it x[0]."
+                f'{caller}: opt_state is of worker {number} of {count}, or of all of them, but '
+                'axis_name=None means a single worker. Call it in the mapped step with its axis, or pass the mean over '
+                'workers, of the stacked state: jax.tree.map(lambda x: x[0], '
+                'def_jax.unstack_state(def_jax.stack_state(opt_state), 1)).'
             )
 
 

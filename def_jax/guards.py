@@ -24,7 +24,7 @@ from def_jax.state.ownership import each, per_worker_leaves
 from def_jax.state.regrouping import check_whose
 
 _GOLDEN = np.uint32(0x9E3779B1)  # odd
-_LARGE = 4096  # elements of a leaf, of which so many are compared
+_LARGE = 4096  # elements of a leaf; of larger ones, about so many are compared
 
 
 def all_finite(tree: PyTree, axis_name: AxisName) -> jax.Array:
@@ -56,10 +56,10 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     model and an all-reduce of 8,192 numbers a tensor at most. Copies of x differ if something that workers do
     not exchange decides about x, such as another seed. A state belongs to another worker if one copy was
     restored for all, or in another order; there is none after a wrapper that resets it. From the second step
-    on, moments of `inner`, or without any residuals, agree if gradients are averaged before the update, by a
-    `pmean` that was left in, or, with 32 bits, if all workers are given the same data. In few bits residuals
-    show an average in the first steps only: call this from the first step on. It communicates, so `check` a
-    step without it.
+    on, the workers' moments (or residuals, if `inner` has no moments) agree if gradients are averaged before
+    the update, by a `pmean` that was left in, or, with 32 bits, if all workers are given the same data. In
+    few bits residuals show an average in the first steps only: call this from the first step on. It
+    communicates, so `check` a step without it.
 
     Args:
         params, opt_state: x and worker k's optimizer state, after the update.
@@ -156,7 +156,9 @@ def _agree(tree: PyTree, axis_name: AxisName) -> jax.Array:
     Not all of it: in few bits, a worker keeps what the second rounding takes from its part of a block. And in
     every large leaf: weight decay alone moves the rows of an embedding that no worker's data name.
     """
-    leaves = jax.tree.leaves(tree)
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+    if not leaves:
+        return jnp.bool_(False)
     large = [leaf for leaf in leaves if leaf.size >= _LARGE] or leaves
     samples = [jnp.ravel(leaf)[:: -(-leaf.size // _LARGE)].astype(jnp.float32) for leaf in large]
     bits = jnp.concatenate([_words(sample) for sample in samples])
@@ -174,7 +176,7 @@ def _same(numbers: jax.Array, axis_name: AxisName) -> jax.Array:
 
 
 def checksums(tree: PyTree) -> jax.Array:
-    """A checksum of the bits of every leaf, uint32 [leaves]; a change of one element always changes it.
+    """A checksum of the bits of every leaf, uint32 [leaves]; a change within 32 bits of it always changes it.
 
     It is their sum modulo 2^32, each times an odd number that depends on its position.
     """

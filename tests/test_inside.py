@@ -328,3 +328,11 @@ def test_the_debug_mode_over_all_axes_notices_devices_that_are_not_joined(inside
     else:
         with pytest.raises(ValueError, match='do not agree on params'):
             mapped(targets)
+
+
+def test_an_empty_part_of_a_message_may_lie_where_another_begins():
+    held = Stretch(Group(()), 1, (0, 2)), Stretch(Group(('inside',)), 2, (1,))
+    division, sizes = Division(held, (3, 2)), (3, 4, 0)
+    layout, parts = division.layout(sizes), [i + jnp.arange(n, dtype=float) for i, n in enumerate(sizes)]
+    for part, found in zip(parts, layout.split(layout.join(parts), sizes), strict=True):
+        np.testing.assert_array_equal(found, part)

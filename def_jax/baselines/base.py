@@ -48,6 +48,7 @@ class ResidualState(NamedTuple):
 
     residual: PyTree  # like params, float32: what worker k has not sent yet
     carry: PyTree  # what the exchange keeps from step to step; () for most
+    step: jax.Array  # uint32 [], number of updates so far
 
     @property
     def per_worker(self) -> tuple[str, ...]:
@@ -86,13 +87,13 @@ def feedback(
     """
 
     def init(params):
-        return ResidualState(float32_zeros(params), init_carry(params))
+        return ResidualState(float32_zeros(params), init_carry(params), jnp.zeros((), jnp.uint32))
 
     def step(updates, state, *_):
         given = float32_updates(updates, state.residual)
         pending = jax.tree.map(lambda u, r: u + decay * r, given, state.residual)
         update, residual, carry = _exchanged(pending, exchange, state.carry)
-        return update, ResidualState(residual, carry)
+        return update, ResidualState(residual, carry, state.step + 1)
 
     return link(init, step, axis_name, ResidualState)
 

@@ -45,7 +45,7 @@ def all_reduce_mean(axis_name: AxisName) -> optax.GradientTransformationExtraArg
     def step(updates, state, *_):
         return pmean(updates, axis_name), state
 
-    mean = link(lambda params: AllReduceMeanState(), step, axis_name)
+    mean = link(lambda params: AllReduceMeanState(), step, axis_name, AllReduceMeanState)
 
     def update(updates, state, params=None, *, weight=None, **extra_args):
         if weight is not None:

@@ -91,8 +91,8 @@ def check_indexable(tensors: Iterable[tuple[tuple[int, ...], int]]) -> None:
 def message_size(compressor: Compressor, params: PyTree) -> int:
     """Number of elements B of the message that one worker sends for `params`; nothing is computed.
 
-    Bytes are more than B·bits / 8: in few bits every tensor adds a unit of two bytes to each chunk, and parts
-    are filled up to whole tiles, which counts where the model is small or the workers are many.
+    Bytes are more than B·bits / 8: in few bits a chunk has a unit of two bytes for each piece of a tensor in
+    it, and parts are filled up to whole tiles, which counts where the model is small or the workers are many.
     `python -m def_jax.communication` tells the bytes of a program.
 
     Args:

@@ -1,4 +1,4 @@
-"""Those who live, and their mesh."""
+"""The live processes, and their mesh."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ SHARD_AXIS = 'shard'
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Those who live, as all of them see it."""
+    """The live processes, as all of them see them."""
 
     incarnations: Incarnations
     failures: int  # meetings of these that failed though nobody died

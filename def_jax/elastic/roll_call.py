@@ -87,7 +87,7 @@ def replica_sums(group: Group, state: PyTree, owns: PyTree) -> list[list[str]]:
 
 
 class Answers(NamedTuple):
-    """What all who live know of each other; `refused` says what keeps a process from taking part."""
+    """What all live processes know of each other; `refused` says what keeps a process from taking part."""
 
     calls: dict[int, Call]
     refused: dict[int, str]

@@ -143,17 +143,17 @@ def _xla_flags(given: str, heartbeat_seconds: int) -> str:
 
 @contextlib.contextmanager
 def meeting(name: Callable[[], str]) -> Iterator[None]:
-    """With all who live; at its end, all are told who still does, in `live_devices.devices`.
+    """Runs a block on all live processes; at its end, `live_devices.devices` tells them who still lives.
 
     Args:
         name: where those whose collectives failed tell the others; a name that has told of a failure serves
             no other meeting.
 
     Raises:
-        DiedError: in all who live, if somebody died meanwhile. What they see of it differs: nothing, or a
+        DiedError: in all live processes, if one died meanwhile. What they see of it differs: nothing, or a
             collective that fails; and JAX names it from 0.10 on only.
-        FailedError: in all who live, if a collective failed for one of them and nobody died, as after a
-            timeout on an overloaded machine. The others may have seen the same collective succeed.
+        FailedError: in all live processes, if a collective failed for one and none died, as after a timeout
+            on an overloaded machine. The others may have seen the same collective succeed.
     """
     live: Any = multihost_utils.live_devices
     before: dict[jax.Device, int] = {}

@@ -198,7 +198,7 @@ class Team:
     # --- Who lives ---
 
     def _together(self, function: Callable, batch: Callable, *, trains: bool) -> tuple[Any, Any]:
-        """The state after `function` and its results, once it has succeeded on all who live."""
+        """The state after `function` and its results, once it has succeeded on all live processes."""
         waiting, retries = time.monotonic(), 0
         while True:
             if self._admitted is None and has_ended():
@@ -385,7 +385,7 @@ class Team:
 
 def _all(dist: Spmd, params: PyTree, opt_state: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
     del dist, batch
-    return params, released(opt_state)  # those who live are counted anew
+    return params, released(opt_state)  # workers are numbered anew at the next update
 
 
 def _residual_norm(params: PyTree, state: PyTree) -> jax.Array:

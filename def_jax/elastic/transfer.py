@@ -1,8 +1,8 @@
 """How a state comes to a group: the first, from arrays; a survivor's, from another mesh; or a newcomer's.
 
 A newcomer receives the leader's replicated values, and the mean of the others' per-worker ones. The mean is
-that of `state.regrouping`, which a checkpoint of another number of workers takes, too; here it is over those
-who live.
+that of `state.regrouping`, which a checkpoint of another number of workers takes, too; here it is over the
+live workers.
 """
 
 import functools

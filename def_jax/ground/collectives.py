@@ -94,7 +94,7 @@ def all_to_all(rows: jax.Array, axes: AxisName | Group) -> jax.Array:
     sizes = tuple(math.prod(_size(group, name) for name in names) for names in parts)
     exchanged = rows.reshape(*sizes, *rows.shape[1:])
     for axis, names in enumerate(parts):
-        # Nor can vmap map what is the same on all workers, such as the first message of zeros.
+        # vmap cannot map an exchange of what is the same on all workers, such as the first message of zeros.
         exchanged = exchanged | (lax.axis_index(names) * 0).astype(rows.dtype)
         exchanged = lax.all_to_all(exchanged, names, axis, axis, tiled=True, **group.options)
     return exchanged.reshape(rows.shape)
@@ -131,7 +131,8 @@ def num_workers(axes: AxisName | Group) -> int:
         told = group.names if len(group.names) > 1 else group.names[0]
         raise ValueError(
             f'axis_name={told!r} is not bound here. Call the step under jax.pmap(step, axis_name=...), '
-            'jax.vmap or jax.shard_map with that name; for a single worker, pass axis_name=None.'
+            'jax.vmap or jax.shard_map with that name; for a single worker, pass axis_name=None, and where a '
+            'worker is a single device, leave inside= out.'
         ) from error
 
 

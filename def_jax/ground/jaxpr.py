@@ -3,9 +3,11 @@
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+
+T = TypeVar('T')
 
 _SUMS: dict[str, Callable] = {
     'add': operator.add,
@@ -28,21 +30,31 @@ def inner_programs(equation: Any) -> list[Any]:
     return [part for part in parts if hasattr(part, 'eqns')]
 
 
+def followed(
+    program: Any, given: Sequence[T], rule: Callable[[Any, list[T]], list[T]], constant: T
+) -> list[T]:
+    """What holds of a traced program's results, from what holds of its arguments and of constants.
+
+    `rule` tells it for the results of an equation, from what holds of what the equation is given.
+    """
+    known = dict(zip(program.invars, given, strict=True))
+
+    def of(atom):
+        return constant if hasattr(atom, 'val') else known.get(atom, constant)  # a literal has a value
+
+    for equation in program.eqns:
+        found = rule(equation, [of(atom) for atom in equation.invars])
+        known |= dict(zip(equation.outvars, found, strict=True))
+    return [of(atom) for atom in program.outvars]
+
+
 def factors(program: Any, given: Sequence[float | None]) -> list[float | None]:
     """By what each result moves with some arguments, element by element: a factor, or None if it is unknown.
 
     `given` has 1 for those arguments and 0 for the others. Sums and differences are followed, also through
     changes of dtype; whatever else depends on the arguments is unknown.
     """
-    known = dict(zip(program.invars, given, strict=True))
-
-    def factor(atom):
-        return 0.0 if hasattr(atom, 'val') else known.get(atom, 0.0)  # a literal has a value
-
-    for equation in program.eqns:
-        found = _factors_of(equation, [factor(atom) for atom in equation.invars])
-        known |= dict(zip(equation.outvars, found, strict=True))
-    return [factor(atom) for atom in program.outvars]
+    return followed(program, given, _factors_of, 0.0)
 
 
 def _factors_of(equation: Any, given: list[float | None]) -> list[float | None]:

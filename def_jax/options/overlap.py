@@ -32,11 +32,11 @@ def overlapped(
 ) -> tuple[PyTree, Any]:
     """The updates of x, and the state after them, as `_algorithm_1` of `error_feedback` returns them."""
     selection = options.select(state, route)
-    # What XLA computes in one kernel with something of the gradient would wait for it. So the block is of
-    # another array than the detached point, for TPUs, where a tensor may be sent whole;
+    # What XLA computes in one kernel with something of the gradient waits for it, and so would the message.
+    # On TPUs, where a tensor may be sent whole, the block is therefore of another array than the point.
     block = selection.take(in_memory(state.residual, ['tpu']))
-    # taken with other indices than that of the updates, for GPUs: those of a key that waits for the block,
-    # unless types say that it must not depend on what varies over workers;
+    # On GPUs, that of the updates has other indices: those of a key that waits for the block, unless types
+    # say that the key must not depend on what varies over workers.
     alike = varying_axes([state.key]) == varying_axes([block])
     key, *_ = materialized((state.key, block) if alike else (state.key,))
     again = options.select(state._replace(key=key), route)
@@ -53,7 +53,7 @@ def overlapped(
         updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
         state = state._replace(left_out=~finite)
     mean, rest = settled(route, selection, reply, updates, params)
-    # and what is added to the next block is another array than what the message reports on.
+    # What joins the next block is another array than what the reply is about.
     rest = materialized(rest)
     waiting = materialized(again.take(updates) + options.carry(rest))
     residual = selection.replace(pend(updates, options.carry(state.residual)), waiting)

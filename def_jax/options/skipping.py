@@ -67,9 +67,9 @@ def held(before: Any, after: Any) -> Any:
 
 
 def hold(taken: jax.Array, after: PyTree, before: PyTree, *, counts: bool) -> PyTree:
-    """The state `after` where the step is `taken`, else `before`; of integers only if `counts`.
+    """The state `after` where the step is `taken`, else `before`; without `counts`, integers always advance.
 
-    What advances at every step, such as a schedule's count, must stay the same on all workers.
+    A schedule's count, which advances at every step, must stay the same on all workers.
     """
 
     def leaf(new, old):

@@ -49,6 +49,7 @@ def shares(weight: Any, axes: AxisName | Group, tree: PyTree) -> tuple[PyTree, j
     factor = num_workers(axes) * weight / jnp.where(total == 0, 1, total)
 
     def leaf(x):
-        return jnp.where(weight == 0, jnp.zeros_like(x), x * factor.astype(x.dtype))
+        wide = jnp.promote_types(x.dtype, jnp.float32)  # a rounded factor would bias every step alike
+        return jnp.where(weight == 0, jnp.zeros_like(x), (x * factor.astype(wide)).astype(x.dtype))
 
     return jax.tree.map(leaf, tree), total

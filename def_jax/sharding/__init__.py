@@ -320,7 +320,7 @@ class Spmd:
 
         Args:
             compiled: `step.lower(...).compile()`, by `jax.jit`, `nnx.jit` or `eqx.filter_jit`.
-            params: arrays or `jax.ShapeDtypeStruct`, if `update` was traced for others since.
+            params: arrays or `jax.ShapeDtypeStruct`; needed if `update` has been traced for others since.
             besides, steps, devices_per_node: see `def_jax.check`.
             others: whose `update` the step calls besides, on the same mesh, as for a GAN's two networks.
         """

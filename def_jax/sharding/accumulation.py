@@ -8,7 +8,7 @@ from def_jax.state.link import float32_zeros
 
 
 def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.GradientTransformationExtraArgs:
-    """Calls the optimizer with the mean of `every` gradients at every such call; other updates are zero.
+    """Calls the optimizer once in `every` calls, with the mean of their gradients; other updates are zero.
 
     With `weight=`, the mean is weighted by those of the calls, and their sum is the weight of the step.
     """

@@ -33,7 +33,7 @@ def link(
     init: Callable[[PyTree], Any],
     step: Callable[..., tuple[PyTree, Any]],
     axis_name: AxisName,
-    state_type: Any = object,
+    state_type: Any,
     *,
     local: Callable[..., tuple[PyTree, PyTree]] | None = None,
     inside: AxisName | int = None,

@@ -29,7 +29,7 @@ _AROUND: dict[type, str] = {
 }
 
 
-# States of optimizers, which negate; of plain optax.sgd nothing tells.
+# States of optimizers or of their parts; plain optax.sgd has none by which to know it.
 _OPTIMIZERS = (
     *(optax.TraceState, optax.ScaleByAdamState, optax.ScaleByLionState, optax.ScaleByRmsState),
     *(optax.ScaleByRStdDevState, optax.ScaleByRssState, optax.ScaleByAdaDeltaState, optax.FactoredState),
@@ -37,7 +37,7 @@ _OPTIMIZERS = (
     optax.contrib.MuonState,
 )
 
-# Which return to parameters that they keep, through other arithmetic than sums.
+# Of optimizers that return to parameters that they keep, by arithmetic that `factors` cannot follow.
 _COPYING = (
     *(optax.contrib.COCOBState, optax.contrib.MadgradState),
     *(optax.contrib.MechanicState, optax.contrib.SAMState),
@@ -69,8 +69,9 @@ def no_residual(opt_state: PyTree, caller: str) -> ValueError:
             'that state to the checkpointer as its target, or use jax.tree.unflatten.'
         )
     return ValueError(
-        f'{caller}: opt_state holds no residual. Pass the state of a chain that ends in '
-        'def_jax.error_feedback(...), as returned by optimizer.init or optimizer.update.'
+        f'{caller}: opt_state holds no residual. Pass the state of an optimizer that contains '
+        'def_jax.error_feedback(...), as its init or update returned it. Without error feedback, as with '
+        'all_reduce_mean, workers have the same state: one copy is enough.'
     )
 
 
@@ -167,12 +168,8 @@ def each(function: Callable, own: PyTree, *trees: PyTree) -> PyTree:
     )
 
 
-def check_inner(state: PyTree) -> None:
-    """Raises ValueError if the first state of a worker's optimizer shows that it can't work inside a link."""
-    _check_accumulation(state, 'inner= holds')
-
-
-def _check_accumulation(state: PyTree, where: str) -> None:
+def check_accumulation(state: PyTree, where: str) -> None:
+    """Raises ValueError if a state is of an optimizer that accumulates gradients over steps."""
     for node in jax.tree.leaves(state, is_leaf=lambda node: type(node) in _ACCUMULATING):
         if type(node) in _ACCUMULATING:
             raise ValueError(
@@ -188,10 +185,9 @@ def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
     residual a second time, and training runs away.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), params)
-    update = optax.with_extra_args_support(inner).update
     try:
         state = jax.eval_shape(inner.init, shapes)
-        program = jax.make_jaxpr(lambda x, g, s: update(g, s, x)[0])(shapes, shapes, state)
+        program = jax.make_jaxpr(lambda x, g, s: inner.update(g, s, x)[0])(shapes, shapes, state)
     except (TypeError, NameError):  # it needs extra arguments, or a mesh axis, that are not known here
         return
     count = len(jax.tree.leaves(shapes))
@@ -219,7 +215,7 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
 
     for chain in map(chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
         place = next(filter(lambda i: is_feedback(chain[i]), range(len(chain))))
-        _check_accumulation(chain[:place], f'{caller}: the chain has, before def_jax.error_feedback,')
+        check_accumulation(chain[:place], f'{caller}: the chain has, before def_jax.error_feedback,')
         bare = isinstance(chain[place].inner, optax.EmptyState)  # around no optimizer
         leaves = jax.tree.leaves([part for part in chain[:place] if not is_link(part)])
         floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -230,8 +226,9 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
             )
         if not bare and (kind := next(_of_types(_OPTIMIZERS, chain[:place]), None)):
             raise ValueError(
-                f'{caller}: an optimizer ({kind}) precedes another such as def_sgd in the chain: both '
-                'negate, and x would climb. Pass it to def_jax.error_feedback as inner=.'
+                f'{caller}: an optimizer, or a part of one ({kind}), precedes another such as def_sgd in the '
+                'chain. Two whole optimizers both negate, and x would climb. Pass all of it to '
+                'def_jax.error_feedback as inner=.'
             )
         skips = not isinstance(chain[place].skipped, tuple)  # and what precedes keeps a NaN for good
         alone = chain[place].worker.shape[:-1]  # of one number, or of one for every worker

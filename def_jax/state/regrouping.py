@@ -17,15 +17,16 @@ _REMEDY = (
     '[0]; or train on from x with a new state, optimizer.init(params). If there is one worker in all, pass '
     'jax.tree.map(lambda x: x[None], opt_state)'
 )
-_FEW = 1024  # elements of counts and keys, whose copies are compared
+_FEW = 1024  # elements of a replicated leaf, of which all workers' copies are compared
 
 
 def regroup(tree: PyTree, own: PyTree, before: tuple[int, ...], after: tuple[int, ...]) -> PyTree:
-    """Gives every worker the mean of what old workers had, of integers the greatest; of as many, the same.
+    """Gives every worker the mean of the old workers' values, of integers the greatest.
 
-    Of typed keys, worker i gets that of the old worker i modulo K, and the numbers of workers are open again.
-    So x stays, and y up to the rounding of a float32 mean. `before` and `after` are the leading axes of what
-    `own`, booleans like the tree or a prefix, calls per-worker: [K], or e.g. [devices, virtual workers].
+    As many workers keep their own. Of typed keys, worker i gets that of the old worker i modulo K. Workers
+    are numbered anew at the next update. So x stays, and y up to the rounding of a float32 mean. `before` and
+    `after` are the leading axes of what `own`, booleans like the tree or a prefix, calls per-worker: [K], or
+    e.g. [devices, virtual workers].
 
     >>> regroup({'step': np.uint32(3), 'm': np.array([[1.0], [3.0]])}, {'step': False, 'm': True}, (2,), (3,))
     {'m': array([[2.],
@@ -138,7 +139,10 @@ def _stacked(opt_state: PyTree, caller: str) -> PyTree:
         stacked = _fetched(x)
         if mine or not (everywhere or has_copies):
             return stacked
-        if stacked[0].size <= _FEW and (stacked != stacked[:1]).any():
+        same = stacked == stacked[:1]
+        if not is_typed(stacked):
+            same |= (stacked != stacked) & (stacked != stacked)[:1]  # NaN, of a run that has diverged
+        if stacked[0].size <= _FEW and not same.all():
             raise ValueError(
                 f'{caller}: workers have different opt_state{jax.tree_util.keystr(path)}, which should be '
                 'the same on all: some kept a step that others did not, and their copies of x differ, too. '

@@ -89,7 +89,7 @@ def check_specs(param_specs: PyTree, axis_name: str | tuple[str, ...], known: Co
 
 
 def specs_like(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
-    """Specs of an optimizer's state: a leaf has those of the parameter of its shape whose path ends its."""
+    """Specs of an optimizer's state: a leaf's are those of the parameter of its shape that ends its path."""
     shapes = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
     known = dict(jax.tree.leaves_with_path(specs))
 

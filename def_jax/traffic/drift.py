@@ -11,7 +11,7 @@ import jax
 
 from def_jax.ground.arguments import named_leaves
 from def_jax.ground.collectives import axis_names
-from def_jax.ground.jaxpr import inner_programs
+from def_jax.ground.jaxpr import followed, inner_programs
 from def_jax.ground.types import PyTree
 from def_jax.state.ownership import each
 
@@ -65,15 +65,7 @@ def check_agreement(
 
 def axes_of_results(program: Any, given: Sequence[Axes]) -> list[Axes]:
     """The mesh axes over which the results of a traced program vary, from those of its arguments."""
-    known = dict(zip(program.invars, given, strict=True))
-
-    def axes(atom):
-        return frozenset() if hasattr(atom, 'val') else known.get(atom, frozenset())  # a literal has a value
-
-    for equation in program.eqns:
-        found = _of_equation(equation, [axes(atom) for atom in equation.invars])
-        known |= dict(zip(equation.outvars, found, strict=True))
-    return [axes(atom) for atom in program.outvars]
+    return followed(program, given, _of_equation, frozenset[str]())
 
 
 def _of_equation(equation: Any, given: list[Axes]) -> list[Axes]:

@@ -35,10 +35,11 @@ class Layout(NamedTuple):
     def join(self, parts: Sequence[jax.Array]) -> jax.Array:
         """The message, float32 [total], of its parts."""
         found: list[jax.Array] = []
-        in_order = sorted(zip(self.begins, range(len(parts)), strict=True))
-        ends = [begin for begin, _ in in_order[1:]] + [self.total]
-        for (begin, i), end in zip(in_order, ends, strict=False):
-            found += [parts[i], jnp.zeros(end - begin - parts[i].size, jnp.float32)]
+        # Of parts that begin at the same place, all but the last are empty.
+        in_order = sorted(zip(self.begins, (part.size for part in parts), range(len(parts)), strict=True))
+        ends = [begin for begin, _, _ in in_order[1:]] + [self.total]
+        for (begin, size, i), end in zip(in_order, ends, strict=False):
+            found += [parts[i], jnp.zeros(end - begin - size, jnp.float32)]
         return jnp.concatenate([jnp.zeros(0, jnp.float32), *(x for x in found if x.size)])
 
     def split(self, message: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:

@@ -27,6 +27,7 @@ from perceptron import (
 import def_jax
 from def_jax import baselines
 from def_jax.baselines.cser import cser_of_ratio
+from def_jax.state import ownership
 from def_jax.traffic import traffic
 
 NUM_WORKERS, NUM_STEPS, MOMENTUM = 4, 30, 0.9
@@ -91,6 +92,18 @@ def test_vmap_equals_oracle(name):
     x = np.asarray(vmapped(functools.partial(train, name), DATA))
     np.testing.assert_allclose(x[0], expected(name), **TOLERANCE)
     np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_state_of_all_devices_is_saved_and_restored(name):
+    """What workers share is saved once."""
+    link, params = CASES[name][0]('workers'), {'w': jnp.ones((8, 16)), 'b': jnp.ones(8)}
+    state = jax.vmap(link.init)(jax.tree.map(lambda x: jnp.stack([x] * 3), params))
+    own, first = ownership.own_leaves(link, params), link.init(params)
+    saved = def_jax.stack_state(state)
+    wanted = jax.tree.map(lambda mine, x: (3, *jnp.shape(x)) if mine else jnp.shape(x), own, first)
+    assert jax.tree.map(jnp.shape, saved) == wanted
+    jax.tree.map(np.testing.assert_array_equal, def_jax.unstack_state(saved), state)
 
 
 @pytest.mark.parametrize(
