@@ -182,7 +182,7 @@ MISTAKES = [
     ),
     *(
         (
-            'an optimizer .ScaleByAdamState. precedes another .* as inner=',
+            'a part of one .ScaleByAdamState., precedes another .* as inner=',
             read,
             PARAMS,
             optax.chain(optax.adam(0.1), WRAPPER).init(PARAMS),

@@ -154,8 +154,7 @@ class Spmd:
         Returns:
             A function of params, opt_state and batch, see `at_points`; further arguments of `loss_fn`, such
             as BatchNorm's statistics, are the same for all. It returns the losses [K], or a pair with
-            auxiliary values, and the gradients, all stacked over workers. Call it inside `jax.jit`: outside,
-            every call compiles it again.
+            auxiliary values, and the gradients, all stacked. Outside `jax.jit`, every call compiles it again.
         """
         return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux), mapping=mapping)
 
