@@ -121,7 +121,7 @@ def test_a_run_that_has_ended_goes_on_with_more_epochs_and_says_at_which_rate(re
 
 def test_every_split_of_a_run_can_be_evaluated_on_other_devices(recorded, data_dir):
     before = fixtures.contents(recorded.folder)
-    config = fixtures.tiny_config(data_dir, workers_per_device=2)
+    config = fixtures.tiny_config(data_dir, workers_per_device=2, keep_checkpoints=1)  # the run keeps two
     found = evaluate_only.evaluate_only(config, recorded.folder, 'test')
     for key in ('test_loss_x', 'test_loss_y', 'test_accuracy_y'):
         assert found[key] == pytest.approx(recorded.result['metrics'][key], rel=1e-5)
