@@ -230,10 +230,13 @@ class Checkpoints:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, workers.spread(like, own))
         else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
             target = jax.tree.map(_whole, shapes)
+        damage = None
         try:
             state = self._checkpointer.restore(path / _ARRAYS, target)
         except Exception as error:  # orbax and tensorstore raise many types on a damaged file
-            raise DamagedError(f'its arrays cannot be read: {one_line(error)}') from error
+            damage = DamagedError(f'its arrays cannot be read: {one_line(error)}')
+            damage.__cause__ = error
+        _agree(damage)
         self.seal = Seal(*content['metrics']) if content['metrics'] else None
         self.notes = regrouping.describe(content, self._run)
         if content.get('data', self._data) != self._data:
@@ -261,12 +264,17 @@ class Checkpoints:
             return content, shapes, None
 
         content, shapes, damage = processes.retry_until_visible(look, lambda found: found[2] is None)
-        if processes.any_process(damage is not None):
-            raise damage or DamagedError('another process cannot read it')
+        _agree(damage)
         return content, shapes
 
     def _partial(self, step: int) -> Path:
         return self._folder / f'{step}{_PARTIAL}'
+
+
+def _agree(damage: DamagedError | None) -> None:
+    """Raises DamagedError in all processes if one of them found damage; every process must call this."""
+    if processes.any_process(damage is not None):
+        raise damage or DamagedError('another process cannot read it')
 
 
 def _whole(shape: jax.ShapeDtypeStruct) -> np.ndarray | jax.ShapeDtypeStruct:
