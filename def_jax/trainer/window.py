@@ -117,7 +117,7 @@ class Window:
         return float(self._experiment.schedule(max(done - skipped - 1, 0)))
 
     def _checked_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].
+        """The pending losses, float32 [steps, places], and which steps were taken, bool [steps].
 
         Raises:
             DivergedError: if a step that was taken has another loss than a number, or too many were skipped.
@@ -129,13 +129,14 @@ class Window:
             self._skipped = 0 if is_taken else self._skipped + 1
             finite = np.isfinite(losses[row])
             if (is_taken and not finite.all()) or self._skipped == _MOST_SKIPPED:
-                worker = int(np.argmin(finite))
-                step, loss = done - len(losses) + row, float(losses[row, worker])
+                place = int(np.argmin(finite))
+                worker = place // self._experiment.config.inside
+                step, loss = done - len(losses) + row, float(losses[row, place])
                 raise DivergedError(step, worker, loss, skipped=self._skipped)
         return losses, taken
 
     def _values(self, name: str) -> np.ndarray:
-        """Of all workers and steps, float32 [steps, K]."""
+        """Of all steps and places, float32 [steps, places]."""
         rows = [self._local(values[name]).reshape(-1) for values in self._pending[: self._carried]]
         if measured := [self._local(values[name]) for values in self._pending[self._carried :]]:
             every = processes.gather(np.stack(measured, axis=1), self._experiment.workers.heads)
