@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import safetensors
+import safetensors.numpy
 import training_fixtures as fixtures
 
 import def_jax.trainer
@@ -79,6 +79,9 @@ def test_what_cannot_be_loaded_is_refused(recorded, tmp_path):
         (tmp_path / 'x.safetensors').write_bytes(changed)
         with fixtures.refused('x.safetensors was changed or damaged'):
             def_jax.trainer.load(tmp_path, 'x')
+    safetensors.numpy.save_file({'w': np.ones(1)}, tmp_path / 'x.safetensors')  # without metadata
+    with fixtures.refused('x.safetensors was changed or damaged'):
+        def_jax.trainer.load(tmp_path, 'x')
 
 
 def test_a_full_disk_leaves_no_half_file_and_the_run_unfinished(recorded, tmp_path, small_files):
