@@ -49,7 +49,7 @@ def train_and_evaluate(
         console: where to show progress; by default the standard output of process 0.
 
     Returns:
-        The contents of result.json.
+        The contents of result.json; {} in an elastic run's processes other than the first.
 
     Raises:
         ValueError: if the configuration, the folder or a checkpoint in it cannot be used.
@@ -215,12 +215,12 @@ class _Run:
                 # Fetch the record of the previous step while the devices compute this one.
                 progress.update(window.flush())
                 window.add(measured)
-                if checks and done % checks == 0 and not is_due(done):  # when `_save` compares
+                if checks and done % checks == 0 and not is_due(done):  # at due steps, `_save` compares
                     with window.paused():
                         workers.check_replicas()  # type: ignore[union-attr]
                 if reports := is_due(done) or done % config.log_every_steps == 0:
                     window.mark_due(done)
-                if is_due(done) or config.elastic:  # whose next step may be its last
+                if is_due(done) or config.elastic:  # whose next step may end the run
                     progress.update(window.flush())
                 if is_due(done):
                     with window.paused():
@@ -231,11 +231,11 @@ class _Run:
                     raise InterruptedRunError(self.signals.name or 'a signal to another process', done)
 
     def _evaluate_and_save(self, workers: '_AnyWorkers', progress: console_lib.Progress) -> None:
-        if self.experiment.config.elastic:  # which cannot evaluate a state that it restored
+        if self.experiment.config.elastic:  # elastic workers cannot evaluate a state that they restored
             self.checkpoints.wait()  # see `_restored`; `save` waits itself
             self._evaluate(workers, progress)
             self._save(workers)
-        else:  # first saved: an evaluation that fails loses no step
+        else:  # saved first, so that a failing evaluation loses no step
             self._save(workers)
             self._evaluate(workers, progress)
 

@@ -27,8 +27,9 @@ class Window:
         self._experiment, self._log = experiment, log
         self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
         self._end: int | None = None
-        self._finished: float | None = None  # when the steps of a record were, if when it became due
-        self._skipped = 0  # of the last steps, without one between that was taken
+        # When the steps of the due record finished; None if they were still running when it became due.
+        self._finished: float | None = None
+        self._skipped = 0  # steps skipped in a row, up to the last
         self._not_taken = sum(record.get('skipped', 0) for record in log.records)  # of all that are recorded
         self._compiled = False  # whether this process has made a step
         self._restart(self._opened)
@@ -63,7 +64,7 @@ class Window:
     def mark_due(self, done: int) -> None:
         """Makes the record up to step `done`, the last one added, due; `flush` it before the next step."""
         self._end = done
-        # Simulated devices often compute before a step returns, and the next may, before `flush` is called.
+        # Simulated devices may finish this step, and even run the next one, before `flush` is called.
         arrays = [x for x in jax.tree.leaves(self._pending[-1]) if isinstance(x, jax.Array)]
         ready = all(x.is_ready() for x in arrays)  # type: ignore[attr-defined]
         self._finished = time.perf_counter() if ready else None
