@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser('run', help='train what has no record yet, or go on with it')
     page = commands.add_parser('page', help='write the page from the records')
     fill = commands.add_parser(
-        'numbers', help='fill the marks of results/; of README.md and docs/ if that is --results'
+        'numbers',
+        help='fill the marks on the pages of --results; with the default, also those of README.md and docs/',
     )
     trace = commands.add_parser('bytes', help='trace what finished methods send, where it is not on file')
     for command in (run, page, fill, trace):
@@ -58,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument('--only', default='', help='settings whose name contains this, e.g. digits')
     run.add_argument('--executor', choices=('lanes', 'trainer'), help="the experiment's own if not given")
     run.add_argument(
-        '--allow_dirty', action='store_true', help='run though code is not committed; starts anew'
+        '--allow_dirty',
+        action='store_true',
+        help='run although code is not committed; an interrupted run starts from scratch',
     )
     fill.add_argument(
         '--check', action='store_true', help='change nothing; exit code 1 if a number is stale or missing'

@@ -134,18 +134,12 @@ class _Lanes:
         return methods.optimizer(spec, lambda step: rate * unit(step), AXIS)
 
     def _steps(self, rate: Any, *, sequential: bool = True) -> Steps:
-        config, method = self.experiment.config, self.experiment.method
-        in_sequence = sequential and config.sequential_workers
-        return Steps(
-            self.experiment.task,
-            self._optimizer(self.spec, rate),
-            LaneWorkers(config.num_workers, sequential=in_sequence),
-            self.own,
-            seed=0,
-            points=method.points,
-            detaches=method.kind == 'error_feedback',
-            accumulate=config.accumulate,
-            skips=config.skip_nonfinite,
+        config = self.experiment.config
+        return dataclasses.replace(
+            self.experiment.steps,
+            optimizer=self._optimizer(self.spec, rate),
+            workers=LaneWorkers(config.num_workers, sequential=sequential and config.sequential_workers),
+            is_per_worker=self.own,
         )
 
 

@@ -26,6 +26,7 @@ from def_jax.trainer import experiment, loop, metrics, models, steps
 from def_jax.trainer.checkpointing import checkpoints
 from def_jax.trainer.data import augmentation, order
 from def_jax.trainer.models import vgg
+from def_jax.trainer.state import TrainState
 
 NUM_WORKERS = 4
 STEPS_PER_EPOCH = 5
@@ -142,7 +143,7 @@ class RecordedRun:
     config: ml_collections.ConfigDict
     experiment: experiment.Experiment
     result: dict[str, Any]
-    states: list[steps.TrainState]  # of lists of arrays, one a device
+    states: list[TrainState]  # of lists of arrays, one a device
     losses: list[np.ndarray]  # [K], at steps 1, 2, ...
 
 
@@ -200,7 +201,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-def restored(folder: Path, run: experiment.Experiment) -> steps.TrainState:
+def restored(folder: Path, run: experiment.Experiment) -> TrainState:
     """The newest checkpoint of a run."""
     with checkpoints.Checkpoints(folder, run) as manager:
         return manager.restore(run.steps.init())
@@ -238,7 +239,7 @@ def refused(message: str):
     assert '\n' not in str(error.value)
 
 
-def placed(state, run: experiment.Experiment) -> steps.TrainState:
+def placed(state, run: experiment.Experiment) -> TrainState:
     """A state of host arrays on the devices of an experiment, as its train step takes it."""
     like = run.steps.init()
 

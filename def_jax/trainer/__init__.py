@@ -9,7 +9,7 @@ __all__ = ['load']
 def load(folder: str | os.PathLike, point: str = 'y') -> tuple[dict[str, Any], Any]:
     """The trained model of a run that has ended, on this process's first device.
 
-    Nothing of the run is needed but its folder, or the file in it: neither its devices nor its data.
+    Nothing of the run is needed but that file in its folder: neither its devices nor its data.
 
     Args:
         folder: the run's `--workdir`, with `x.safetensors` and `y.safetensors`.

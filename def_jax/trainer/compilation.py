@@ -25,11 +25,11 @@ class Program(NamedTuple):
 
     name: str
     hlo: str  # optimised
-    executions: int  # in a whole run
+    executions: int  # in a whole run, by steps and evaluations; the model written at the end is not counted
 
 
 def programs(experiment: Experiment) -> Iterator[Program]:
-    """Compiles, one after the other, the train step and what evaluations compute; not diagnostics.
+    """Compiles, one by one, what steps and evaluations compute; not diagnostics, nor what the end adds.
 
     Virtual workers share a device, so averages among them do not appear.
     """
@@ -71,7 +71,8 @@ def main(argv: list[str]) -> int:
         worker_of = [device // together for device in range(len(workers.devices))]
         print(f'{experiment.title}, what a device sends:')
         for name, hlo, executions in programs(experiment):
-            print(f'\n{name}, {executions:,} times in a run:\n\n{summary(hlo, worker_of, node)}')
+            print(f'\n{name}, {executions:,} times by steps and evaluations:\n')
+            print(summary(hlo, worker_of, node))
         print(f'\nDense SGD would send {sent.num_params:,} elements per step and worker.')
     except (ValueError, FileNotFoundError) as error:
         return command_line.refuse('communication', error)

@@ -21,7 +21,7 @@ def explained(what: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> I
 
 
 def one_line(error: BaseException, *, place: bool = False) -> str:
-    """An error's text in one line; only the first one of a text that is long, as tensorstore's are.
+    """An error's text in one line; of a long text, such as tensorstore's, only the first line.
 
     Args:
         error: the error; of nested ones, as config_flags raises, the innermost.

@@ -27,7 +27,8 @@ class DivergedError(EndedError):
         what = f'the loss of {where} is {loss} at step {step}'
         if skipped:  # for an update that was not finite, if the loss is
             what = f'{skipped} steps in a row were skipped; at the last, {what}'
-        cure = 'Try a smaller --config.learning_rate or --config.ratio, and def instead of --config.method=ef'
+        blocks = 'with blocks, also a smaller --config.ratio, and def instead of ef'
+        cure = f'Try a smaller --config.learning_rate; {blocks}'
         super().__init__(f'{what}. {cure}. Earlier checkpoints are kept.')
         self.step, self.worker = step, worker
 

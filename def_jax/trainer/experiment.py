@@ -30,9 +30,10 @@ _TITLES = {'adamw': 'AdamW', 'lion': 'Lion', 'muon': 'Muon'}
 
 @dataclasses.dataclass(frozen=True)
 class Communication:
-    """What one worker passes to the all-reduce in training, evaluations apart; dense vectors are float32.
+    """What one worker passes to collectives in training, without evaluations; dense vectors are float32.
 
-    A message that two collectives reduce and gather counts once; what all devices of a worker hold, for each.
+    A message that is reduced by one collective and gathered by another counts once. What each device of a
+    worker holds whole counts once per device.
     """
 
     num_params: int  # d
@@ -125,7 +126,7 @@ class Experiment:
 
     @property
     def examples_per_device(self) -> int:
-        """Of a test batch: of long sequences no more than a gradient takes, which needs more memory."""
+        """Examples of a test batch on a device: of long sequences, no more than a gradient takes."""
         trained = self.config.batch_size // (len(self.workers.devices) * self.config.accumulate)
         return min(_EXAMPLES, max(1, trained, _UNITS // self.dataset.units_per_example))
 

@@ -1,4 +1,7 @@
-"""The training loop: train, evaluate x and y, checkpoint, report; the same for every method."""
+"""The training loop: train, evaluate x and y, checkpoint, report; the same for every method.
+
+`evaluate_only` evaluates the newest checkpoint of a run on any split.
+"""
 
 import contextlib
 import dataclasses
@@ -24,12 +27,18 @@ from def_jax.trainer.launch.interruption import InterruptedRunError
 from def_jax.trainer.metrics import MetricLog
 from def_jax.trainer.state import TrainState
 from def_jax.trainer.tasks import check as task_check
-from def_jax.trainer.tasks.base import GenerativeTask
+from def_jax.trainer.tasks.base import GenerativeTask, Measure
 from def_jax.trainer.window import Window
 from def_jax.trainer.workers import replicas
 from def_jax.trainer.workers.replicas import ReplicasDifferError
 
-__all__ = ['DivergedError', 'InterruptedRunError', 'ReplicasDifferError', 'train_and_evaluate']
+__all__ = [
+    'DivergedError',
+    'InterruptedRunError',
+    'ReplicasDifferError',
+    'evaluate_only',
+    'train_and_evaluate',
+]
 
 
 def train_and_evaluate(
@@ -49,7 +58,7 @@ def train_and_evaluate(
         console: where to show progress; by default the standard output of process 0.
 
     Returns:
-        The contents of result.json.
+        The contents of result.json; {} in an elastic run's processes other than the first.
 
     Raises:
         ValueError: if the configuration, the folder or a checkpoint in it cannot be used.
@@ -88,6 +97,53 @@ def train_and_evaluate(
                 model = f'variables, model = def_jax.trainer.load({str(run)!r}, point={point!r})'
                 console_lib.say(console, f'the trained model: {model}', markup=False)
             return result
+
+
+def evaluate_only(
+    config: ml_collections.ConfigDict,
+    folder: str | os.PathLike,
+    split: str,
+    console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+    """Evaluates the newest checkpoint of a run at each of its points; writes nothing.
+
+    Args:
+        config: the run's configuration; workers, devices and what is evaluated may differ from the run's.
+        folder: the run's folder.
+        split: 'train', 'validation' or 'test'.
+        console: where to show the metrics; by default the standard output of process 0.
+
+    Returns:
+        The record: the step, and for each metric and point e.g. `test_accuracy_y`.
+
+    Raises:
+        ValueError: if the folder holds no such run or no checkpoint, or there is no such split.
+    """
+    with processes.naming_the_lost():
+        if not (Path(folder).expanduser() / 'config.json').exists():
+            raise ValueError(f'workdir={str(folder)!r} holds no run. Give the folder of one.')
+        config = config.copy_and_resolve_references()
+        config.elastic = False
+        if split != 'train':
+            config.evaluate_on = split
+        experiment = build(config)
+        run = workdir.claim(folder, experiment.config, exists=True)
+        with Checkpoints(run, experiment) as checkpoints:
+            state = checkpoints.restore(experiment.steps.init())
+        step = int(state.step)
+        if not step:
+            raise ValueError(f'the run in {run} has no checkpoint yet, so there is nothing to evaluate.')
+        dataset = experiment.dataset
+        whole = dataset.train if split == 'train' else dataset.evaluated(split)
+        record = evaluate(experiment, state, step, {split: whole})
+        console = console or rich.console.Console(quiet=not processes.is_first())
+        measure = Measure(split, experiment.task.headline)
+        title = f'{experiment.title} after {step:,} steps, {len(whole):,} {split} examples'
+        for line in checkpoints.notes:
+            console_lib.say(console, line)
+        points, answers = experiment.method.points, dict[str, str](experiment.answers)  # type: ignore[arg-type]
+        console.print(console_lib.table_of_points(title, record, points, answers, measure))
+        return record
 
 
 def _check_same(experiment: Experiment) -> None:
@@ -215,12 +271,12 @@ class _Run:
                 # Fetch the record of the previous step while the devices compute this one.
                 progress.update(window.flush())
                 window.add(measured)
-                if checks and done % checks == 0 and not is_due(done):  # when `_save` compares
+                if checks and done % checks == 0 and not is_due(done):  # at due steps, `_save` compares
                     with window.paused():
                         workers.check_replicas()  # type: ignore[union-attr]
                 if reports := is_due(done) or done % config.log_every_steps == 0:
                     window.mark_due(done)
-                if is_due(done) or config.elastic:  # whose next step may be its last
+                if is_due(done) or config.elastic:  # whose next step may end the run
                     progress.update(window.flush())
                 if is_due(done):
                     with window.paused():
@@ -231,11 +287,11 @@ class _Run:
                     raise InterruptedRunError(self.signals.name or 'a signal to another process', done)
 
     def _evaluate_and_save(self, workers: '_AnyWorkers', progress: console_lib.Progress) -> None:
-        if self.experiment.config.elastic:  # which cannot evaluate a state that it restored
+        if self.experiment.config.elastic:  # elastic workers cannot evaluate a state that they restored
             self.checkpoints.wait()  # see `_restored`; `save` waits itself
             self._evaluate(workers, progress)
             self._save(workers)
-        else:  # first saved: an evaluation that fails loses no step
+        else:  # saved first, so that a failing evaluation loses no step
             self._save(workers)
             self._evaluate(workers, progress)
 

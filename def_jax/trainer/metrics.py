@@ -29,10 +29,10 @@ class Seal(NamedTuple):
 class MetricLog:
     """Appends records to `metrics.jsonl` and to TensorBoard; all processes but the first only keep them.
 
-    A resumed run truncates the file to the part that its checkpoint sealed and the evaluation of that step,
-    whose record has one of the figures `evaluated`, the first of which is due now. So the file ends as
-    without the interruption. Raises ValueError if a sealed record is missing or was changed, or if a file
-    cannot be written.
+    A resumed run truncates the file to what its checkpoint sealed, plus the evaluation of that step if its
+    record follows; `evaluated` has the keys that mark an evaluation, that of the current split first. So the
+    file ends as it would have without the interruption. Raises ValueError if a sealed record is missing or
+    was changed, or if a file cannot be written.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from def_jax.trainer.tasks.base import Batch, Task
 from def_jax.trainer.workers import WholeWorkers, Workers
 from def_jax.trainer.workers.whole import mapped_axes
 
-__all__ = ['Steps', 'TrainState', 'accumulated_value_and_grad']
+__all__ = ['Steps', 'accumulated_value_and_grad']
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,7 +76,7 @@ def load(folder: str | os.PathLike, point: str = 'y') -> tuple[dict[str, Any], A
         explained(f'{path} cannot be read', (safetensors.SafetensorError,)),
         safetensors.safe_open(path, framework='np') as file,
     ):
-        metadata = file.metadata()
+        metadata = file.metadata() or {}
         arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
     if metadata.pop(_CHECKSUM, None) != _checksum(arrays, metadata):  # safetensors has none
         raise ValueError(f'{path} was changed or damaged. Run its command again, which writes it anew.')

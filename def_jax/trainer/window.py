@@ -27,8 +27,9 @@ class Window:
         self._experiment, self._log = experiment, log
         self._earlier_seconds, self._opened = log.last('seconds'), time.perf_counter()
         self._end: int | None = None
-        self._finished: float | None = None  # when the steps of a record were, if when it became due
-        self._skipped = 0  # of the last steps, without one between that was taken
+        # When the steps of the due record finished; None if they were still running when it became due.
+        self._finished: float | None = None
+        self._skipped = 0  # steps skipped in a row, up to the last
         self._not_taken = sum(record.get('skipped', 0) for record in log.records)  # of all that are recorded
         self._compiled = False  # whether this process has made a step
         self._restart(self._opened)
@@ -63,7 +64,7 @@ class Window:
     def mark_due(self, done: int) -> None:
         """Makes the record up to step `done`, the last one added, due; `flush` it before the next step."""
         self._end = done
-        # Simulated devices often compute before a step returns, and the next may, before `flush` is called.
+        # Simulated devices may finish this step, and even run the next one, before `flush` is called.
         arrays = [x for x in jax.tree.leaves(self._pending[-1]) if isinstance(x, jax.Array)]
         ready = all(x.is_ready() for x in arrays)  # type: ignore[attr-defined]
         self._finished = time.perf_counter() if ready else None
@@ -117,7 +118,7 @@ class Window:
         return float(self._experiment.schedule(max(done - skipped - 1, 0)))
 
     def _checked_losses(self, done: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pending losses, float32 [steps, K], and which steps were taken, bool [steps].
+        """The pending losses, float32 [steps, places], and which steps were taken, bool [steps].
 
         Raises:
             DivergedError: if a step that was taken has another loss than a number, or too many were skipped.
@@ -129,13 +130,14 @@ class Window:
             self._skipped = 0 if is_taken else self._skipped + 1
             finite = np.isfinite(losses[row])
             if (is_taken and not finite.all()) or self._skipped == _MOST_SKIPPED:
-                worker = int(np.argmin(finite))
-                step, loss = done - len(losses) + row, float(losses[row, worker])
+                place = int(np.argmin(finite))
+                worker = place // self._experiment.config.inside
+                step, loss = done - len(losses) + row, float(losses[row, place])
                 raise DivergedError(step, worker, loss, skipped=self._skipped)
         return losses, taken
 
     def _values(self, name: str) -> np.ndarray:
-        """Of all workers and steps, float32 [steps, K]."""
+        """Of all steps and places, float32 [steps, places]."""
         rows = [self._local(values[name]).reshape(-1) for values in self._pending[: self._carried]]
         if measured := [self._local(values[name]) for values in self._pending[self._carried :]]:
             every = processes.gather(np.stack(measured, axis=1), self._experiment.workers.heads)

@@ -44,9 +44,10 @@ def test_a_lane_has_the_numbers_of_the_trainer_which_goes_on_where_it_stopped(sp
     monkeypatch.setattr(trained, 'FOLDER', tmp_path)
     monkeypatch.setitem(problems.PROBLEMS, 'text', problems.Problem(few_windows, 'loss', 1))
     *_, lane = lanes.run([dataclasses.replace(spec, rate=0.02, seed=1), spec], {})
-    with fixtures.signalled(15, 7), pytest.raises(InterruptedRunError, match='after step 7'):
-        next(trained.run([spec], {}))
-    assert len([*tmp_path.iterdir()]) == 1
+    if spec == DEF_Q:  # interruptions are the trainer's, whatever the run
+        with fixtures.signalled(15, 7), pytest.raises(InterruptedRunError, match='after step 7'):
+            next(trained.run([spec], {}))
+        assert len([*tmp_path.iterdir()]) == 1
     (expected,) = trained.run([spec], {})
     assert not [*tmp_path.iterdir()]
     names = {

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import safetensors
+import safetensors.numpy
 import training_fixtures as fixtures
 
 import def_jax.trainer
-from def_jax.trainer import elastic_run, evaluate_only, experiment, loop, trained
+from def_jax.trainer import elastic_run, experiment, loop, trained
 from def_jax.trainer.data import augmentation
 from def_jax.trainer.models import vgg
 
@@ -79,6 +79,9 @@ def test_what_cannot_be_loaded_is_refused(recorded, tmp_path):
         (tmp_path / 'x.safetensors').write_bytes(changed)
         with fixtures.refused('x.safetensors was changed or damaged'):
             def_jax.trainer.load(tmp_path, 'x')
+    safetensors.numpy.save_file({'w': np.ones(1)}, tmp_path / 'x.safetensors')  # without metadata
+    with fixtures.refused('x.safetensors was changed or damaged'):
+        def_jax.trainer.load(tmp_path, 'x')
 
 
 def test_a_full_disk_leaves_no_half_file_and_the_run_unfinished(recorded, tmp_path, small_files):
@@ -121,30 +124,30 @@ def test_a_run_that_has_ended_goes_on_with_more_epochs_and_says_at_which_rate(re
 
 def test_every_split_of_a_run_can_be_evaluated_on_other_devices(recorded, data_dir):
     before = fixtures.contents(recorded.folder)
-    config = fixtures.tiny_config(data_dir, workers_per_device=2)
-    found = evaluate_only.evaluate_only(config, recorded.folder, 'test')
+    config = fixtures.tiny_config(data_dir, workers_per_device=2, keep_checkpoints=1)  # the run keeps two
+    found = loop.evaluate_only(config, recorded.folder, 'test')
     for key in ('test_loss_x', 'test_loss_y', 'test_accuracy_y'):
         assert found[key] == pytest.approx(recorded.result['metrics'][key], rel=1e-5)
-    found = evaluate_only.evaluate_only(config, recorded.folder, 'train')
+    found = loop.evaluate_only(config, recorded.folder, 'train')
     variables, model = def_jax.trainer.load(recorded.folder, 'y')
     dataset = recorded.experiment.dataset
     expected = loss_of(variables, model, dataset.train, dataset.spec)
     assert found['train_loss_y'] == pytest.approx(expected, rel=1e-5)
     with fixtures.refused('needs a validation split'):
-        evaluate_only.evaluate_only(config, recorded.folder, 'validation')
+        loop.evaluate_only(config, recorded.folder, 'validation')
     with fixtures.refused('seed: 0 there, 1 here'):
-        evaluate_only.evaluate_only(fixtures.tiny_config(data_dir, seed=1), recorded.folder, 'test')
+        loop.evaluate_only(fixtures.tiny_config(data_dir, seed=1), recorded.folder, 'test')
     assert fixtures.contents(recorded.folder) == before
 
 
 def test_a_folder_without_a_run_or_a_checkpoint_is_not_evaluated(data_dir, tmp_path):
     config = fixtures.tiny_config(data_dir)
     with fixtures.refused('holds no run'):
-        evaluate_only.evaluate_only(config, tmp_path / 'nowhere', 'test')
+        loop.evaluate_only(config, tmp_path / 'nowhere', 'test')
     assert not (tmp_path / 'nowhere').exists()
     loop.workdir.claim(tmp_path / 'run', experiment.build(config).config)
     with fixtures.refused('has no checkpoint yet'):
-        evaluate_only.evaluate_only(config, tmp_path / 'run', 'test')
+        loop.evaluate_only(config, tmp_path / 'run', 'test')
 
 
 def test_a_choice_on_validation_is_followed_by_the_test(data_dir, tmp_path):

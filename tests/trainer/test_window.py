@@ -75,3 +75,14 @@ def test_a_record_of_the_first_step_alone_has_no_speed(data_dir, tmp_path):
     training = [r for r in metrics.read(tmp_path / 'run' / 'metrics.jsonl') if 'loss' in r]
     assert [r['step'] for r in training if 'images_per_second' not in r] == [1]
     assert 'lr 0.1  88 bytes sent' in screen
+
+
+def test_a_loss_that_is_not_finite_names_the_worker_of_its_device(data_dir, tmp_path):
+    """Workers of two devices have two losses each."""
+    run = experiment.build(fixtures.tiny_config(data_dir, num_workers=2, inside=2))
+    with contextlib.closing(metrics.MetricLog(tmp_path, 0, None)) as log:
+        opened = window.Window(run, log, 0)
+        opened.add({'loss': np.array([1, 1, np.nan, 1], np.float32)})
+        opened.mark_due(1)
+        with pytest.raises(loop.DivergedError, match='the loss of worker 1 is nan'):
+            opened.flush()

@@ -163,11 +163,14 @@ class Checkpoints:
             self._newest = None
 
     def wait(self) -> None:
-        """Waits for the last save, and raises its error; removes the checkpoints that are no longer kept."""
-        self._join()
-        if self._newest is not None and processes.is_first():
+        """Waits for the last save, and raises its error; then removes the checkpoints no longer kept.
+
+        Without a save it removes none: `evaluate_only` restores without the folder's lock, and its
+        `keep_checkpoints` may be smaller than the run's.
+        """
+        if self._join() and self._newest is not None and processes.is_first():
             for old in [step for step in self.steps() if step <= self._newest][: -self._keep]:
-                shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next wait tries again
+                shutil.rmtree(self._folder / str(old), ignore_errors=True)  # the next save tries again
 
     def tidy(self) -> None:
         """Does what `wait` does if the last save has finished; one that has not goes on beside training."""
@@ -182,11 +185,14 @@ class Checkpoints:
             self._checkpointer.close()
             self._pool.shutdown()
 
-    def _join(self) -> None:
-        if self._commit is not None:
-            (step, commit), self._commit = self._commit, None
-            if error := commit.exception():
-                raise self._failed(step, error) from error
+    def _join(self) -> bool:
+        """Waits for the last save, and raises its error; returns whether there was one to wait for."""
+        if self._commit is None:
+            return False
+        (step, commit), self._commit = self._commit, None
+        if error := commit.exception():
+            raise self._failed(step, error) from error
+        return True
 
     def _failed(self, step: int, error: BaseException) -> Exception:
         """What to raise where a save failed; frees its space on a full disk."""
@@ -224,10 +230,13 @@ class Checkpoints:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, workers.spread(like, own))
         else:  # every process reads all rows as NumPy arrays; broadcast targets take no memory
             target = jax.tree.map(_whole, shapes)
+        damage = None
         try:
             state = self._checkpointer.restore(path / _ARRAYS, target)
         except Exception as error:  # orbax and tensorstore raise many types on a damaged file
-            raise DamagedError(f'its arrays cannot be read: {one_line(error)}') from error
+            damage = DamagedError(f'its arrays cannot be read: {one_line(error)}')
+            damage.__cause__ = error
+        _agree(damage)
         self.seal = Seal(*content['metrics']) if content['metrics'] else None
         self.notes = regrouping.describe(content, self._run)
         if content.get('data', self._data) != self._data:
@@ -255,12 +264,17 @@ class Checkpoints:
             return content, shapes, None
 
         content, shapes, damage = processes.retry_until_visible(look, lambda found: found[2] is None)
-        if processes.any_process(damage is not None):
-            raise damage or DamagedError('another process cannot read it')
+        _agree(damage)
         return content, shapes
 
     def _partial(self, step: int) -> Path:
         return self._folder / f'{step}{_PARTIAL}'
+
+
+def _agree(damage: DamagedError | None) -> None:
+    """Raises DamagedError in all processes if one of them found damage; every process must call this."""
+    if processes.any_process(damage is not None):
+        raise damage or DamagedError('another process cannot read it')
 
 
 def _whole(shape: jax.ShapeDtypeStruct) -> np.ndarray | jax.ShapeDtypeStruct:

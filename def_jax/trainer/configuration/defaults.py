@@ -43,7 +43,7 @@ class Key(NamedTuple):
     least: int = 0  # of an integer
     below: float = math.inf  # of another number
     words: tuple[str, ...] = ()  # the only ones allowed
-    # When a run is resumed; what `grows` may not fall, and 0 stays 0.
+    # Whether it may change on resumption; what `grows` may only rise, and 0 stays 0.
     change: Literal['never', 'always', 'regroups', 'with_workers', 'grows'] = 'never'
 
     def check(self, name: str, value: Any) -> None:
@@ -97,7 +97,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'inside': Key(1, 'devices of a worker, each with its part of the batch', least=1, change='regroups'),
         'workers_per_device': Key(1, 'virtual workers: the run on fewer devices', least=1, change='regroups'),
         'shards_per_worker': Key(1, 'devices that share its tensors and batch', least=1, change='regroups'),
-        'sequential_workers': Key(False, 'in turn on a device, as convolutions want it', change='always'),
+        'sequential_workers': Key(
+            False,
+            'a device computes its virtual workers one after another: faster for convolutions',
+            change='always',
+        ),
         'elastic': Key(False, 'goes on while processes come and go', change='always'),
         'min_workers': Key(1, 'with fewer, an elastic run waits', least=1, change='always'),
         'patience': Key(600, 'seconds that it waits before it stops', change='always'),
@@ -115,7 +119,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
     },
     'Optimization': {
         'batch_size': Key(128, 'examples per step, over all workers', least=1, change='with_workers'),
-        'accumulate': Key(1, "equal parts of a worker's batch, to save memory", least=1),
+        'accumulate': Key(1, "equal parts of a worker's batch, one after another, to save memory", least=1),
         'num_epochs': Key(280, "the run's length", least=1, change='grows'),
         'num_steps': Key(0, "the run's length in steps; 0 means `num_epochs`", change='grows'),
         'learning_rate': Key(0.1, 'η, the peak of the schedule'),
@@ -132,11 +136,16 @@ SECTIONS: dict[str, dict[str, Key]] = {
         ),
         'eval_every_steps': Key(0, 'the same in steps; 0 means `eval_every_epochs`', change='always'),
         'evaluate_on': Key(
-            'test', '`validation` for whatever compares runs', words=('test', 'validation'), change='always'
+            'test',
+            '`validation` for runs that choose anything',
+            words=('test', 'validation'),
+            change='always',
         ),
         'log_every_steps': Key(20, 'steps per training record', least=1, change='always'),
         'evaluate_train_examples': Key(0, 'how many training examples are also evaluated', change='always'),
-        'recalibrate_batches': Key(0, 'that recalibrate BatchNorm before each evaluation', change='always'),
+        'recalibrate_batches': Key(
+            0, 'training batches that recalibrate BatchNorm before an evaluation; 0 for none', change='always'
+        ),
         'diagnostics_every': Key(0, 'steps between `def_jax.diagnostics`; 0 means never', change='always'),
         'check_replicas_every': Key(0, 'steps between comparisons of copies; 0: never', change='always'),
         'keep_checkpoints': Key(2, 'how many checkpoints are kept', least=1, change='always'),

@@ -79,7 +79,7 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def make_model(config: ml_collections.ConfigDict, model_options: Mapping[str, Any]) -> Any:
-    """Builds the model; the data set's `model_options` and `dtype` are defaults of its own."""
+    """Builds the model; `config.model_options` override the data set's options and `dtype`."""
     given = dict(model_options)
     if config.compute_dtype != 'float32':
         given['dtype'] = jnp.dtype(config.compute_dtype)

@@ -21,7 +21,7 @@ def sgd(
 def muon(
     learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0, **options: Any
 ) -> optax.GradientTransformation:
-    """Muon, which decays vectors, of which Adam takes care, as it does matrices."""
+    """`optax.contrib.muon`; the vectors, which Adam updates, get the same weight decay as the matrices."""
     options = {'adam_weight_decay': weight_decay, **options}
     return optax.contrib.muon(learning_rate, weight_decay=weight_decay, **options)
 

@@ -53,14 +53,11 @@ def main(argv: list[str]) -> int:
     command_line.set_environment(fake_devices=fake, overlap=config.get('overlap', False))
 
     def run() -> None:
-        # After the environment is set.
-        if _SPLIT.value:
-            from def_jax.trainer.evaluate_only import evaluate_only
+        from def_jax.trainer.loop import evaluate_only, train_and_evaluate  # after the environment is set
 
+        if _SPLIT.value:
             evaluate_only(config, _WORKDIR.value, _SPLIT.value)
         else:
-            from def_jax.trainer.loop import train_and_evaluate
-
             train_and_evaluate(config, _WORKDIR.value)
 
     if place is None:

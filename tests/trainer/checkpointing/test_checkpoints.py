@@ -200,6 +200,23 @@ def test_processes_agree_on_the_checkpoint(
     assert len(warnings) == (2 if looks > 4 else 0)  # of both
 
 
+def test_processes_agree_that_one_cannot_read_the_arrays(
+    recorded, saved, warnings, monkeypatch, as_two_processes
+):
+    (run, me), restore = as_two_processes, checkpoints.ocp.StandardCheckpointer.restore
+
+    def restore_or_fail(self, path, target):
+        if me.index == 1 and path.parent.name == '9':
+            raise OSError('stale file handle')
+        return restore(self, path, target)
+
+    monkeypatch.setattr(checkpoints.ocp.StandardCheckpointer, 'restore', restore_or_fail)
+    for state in run(lambda: fixtures.restored(saved, recorded.experiment)):
+        fixtures.assert_same_bits(fixtures.shards(state), recorded.states[7])
+    assert any('another process cannot read' in line for line in warnings)
+    assert any('stale file handle' in line for line in warnings) and len(warnings) == 2
+
+
 @pytest.mark.parametrize(
     ('differs', 'words'),
     [('', ''), ('data', 'holds other examples for some'), ('log_every_steps', 'config differs between')],

@@ -12,6 +12,7 @@ from configuration_values import ACCEPTED, REFUSED, USED_BY, changed
 import configs
 from configs import cifar10, cifar100
 from def_jax.baselines import METHODS
+from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.rules import check_config
 
@@ -35,6 +36,12 @@ def test_configuration_files_are_complete_and_take_settings(name):
     check_config(some)
     differences = {key: some[key] for key in KEYS if plain[key] != some[key]}
     assert set(plain) == set(KEYS) and differences == {'ratio': 256.0, 'seed': 5, 'patience': 7}
+
+
+@pytest.mark.parametrize('name', ['language', 'two_nodes'])
+def test_configurations_of_text_ask_for_no_more_than_the_standard_library_has(name):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    assert len(parts.make_dataset(config).test) >= config.test_examples
 
 
 def test_impossible_values_of_every_key_are_refused_with_what_is_allowed():

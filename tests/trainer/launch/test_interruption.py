@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -42,6 +43,15 @@ def a_second_a_step(monkeypatch):
         add(self, measured)
 
     monkeypatch.setattr(window.Window, 'add', step)
+
+
+@pytest.mark.parametrize('program', ['train.py', 'def_jax/train.py'])
+def test_ctrl_c_ends_a_program_that_is_still_importing_without_a_traceback(program, monkeypatch):
+    found = []
+    monkeypatch.setattr(runpy, 'run_module', lambda *_, **__: found.append(signal.getsignal(signal.SIGINT)))
+    runpy.run_path(str(ROOT / program), run_name='__main__')
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert found == [signal.SIG_DFL]
 
 
 @pytest.mark.usefixtures('a_second_a_step')
