@@ -325,8 +325,8 @@ def check_alone(states: list[ErrorFeedbackState], axis_name: AxisName, caller: s
         if count > 1:
             raise ValueError(
                 f'{caller}: opt_state is of worker {number} of {count}, or of all of them, but '
-                'axis_name=None means a single worker. Call it in the mapped step with its axis, or pass the mean over '
-                'workers, of the stacked state: jax.tree.map(lambda x: x[0], '
+                'axis_name=None means a single worker. Call it in the mapped step with its axis, or pass the '
+                'mean over workers, of the stacked state: jax.tree.map(lambda x: x[0], '
                 'def_jax.unstack_state(def_jax.stack_state(opt_state), 1)).'
             )
 
