@@ -141,3 +141,13 @@ def test_checksums_see_bits_places_and_keys():
     assert checksum(jax.random.key(0)) != checksum(jax.random.key(1))
     assert checksum(jnp.zeros((0,))) == 0
     assert guards.checksums({}).shape == (0,)
+
+
+def test_the_debug_mode_takes_empty_tensors():
+    optimizer = def_jax.def_sgd(0.1, 64, 'workers')  # whose state has no moments
+
+    def run(params, _):
+        def_jax.debug(params, optimizer.update(params, optimizer.init(params), params)[1], 'workers')
+
+    for params in ({'w': jnp.ones(8), 'none': jnp.zeros(0)}, {}):
+        jax.vmap(functools.partial(run, params), axis_name='workers')(jnp.arange(2.0))

@@ -141,7 +141,8 @@ def _stacked(opt_state: PyTree, caller: str) -> PyTree:
             return stacked
         same = stacked == stacked[:1]
         if not is_typed(stacked):
-            same |= (stacked != stacked) & (stacked != stacked)[:1]  # NaN, of a run that has diverged
+            nan = stacked != stacked  # of a run that has diverged
+            same |= nan & nan[:1]
         if stacked[0].size <= _FEW and not same.all():
             raise ValueError(
                 f'{caller}: workers have different opt_state{jax.tree_util.keystr(path)}, which should be '

@@ -30,14 +30,14 @@ def agreed(
     program = jax.jit(function)
     traced = program.trace(*arguments)
     check_agreement(traced.jaxpr.jaxpr, arguments, traced.out_info, own_in, own_out, names)
-    own = tuple(i == weight for i in range(len(arguments)))
-    given = jax.tree.leaves(each(lambda mine, _: frozenset(['weight'] if mine else ()), own, arguments))
-    reached = frozenset[str]().union(*axes_of_results(traced.jaxpr.jaxpr, given))
-    if arguments[weight] is not None and 'weight' not in reached:
-        raise ValueError(
-            'weight= reaches no link: a transformation around it takes no extra arguments. Make that an '
-            'optax.GradientTransformationExtraArgs, whose update passes them on.'
-        )
+    if arguments[weight] is not None:
+        own = tuple(i == weight for i in range(len(arguments)))
+        given = jax.tree.leaves(each(lambda mine, _: frozenset(['weight'] if mine else ()), own, arguments))
+        if not any('weight' in axes for axes in axes_of_results(traced.jaxpr.jaxpr, given)):
+            raise ValueError(
+                'weight= reaches no link: a transformation around it takes no extra arguments. Make that an '
+                'optax.GradientTransformationExtraArgs, whose update passes them on.'
+            )
     return program(*arguments)
 
 
