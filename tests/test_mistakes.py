@@ -119,7 +119,7 @@ MISTAKES = [
     *(
         (
             rf"{name} is an array.* static_args=\('{name}', ",
-            optax.inject_hyperparams(def_jax.def_sgd, static_args=static)(0.1, 64.0, None).init,
+            optax.inject_hyperparams(def_jax.def_sgd, static_args=static)(0.1, 64.0, None, bits=2).init,
             jnp.ones(8),
         )
         for name, static in (('compression', ()), ('bits', ('compression',)))

@@ -30,7 +30,7 @@ from def_jax.baselines.top_k import top_k
 from def_jax.error_feedback import error_feedback
 from def_jax.ground.arguments import check_integer
 from def_jax.ground.types import AxisName
-from def_jax.presets import block_ratio, def_sgd
+from def_jax.presets import block_ratio, chosen_bits, def_sgd
 from def_jax.wires import Bits
 
 __all__ = ['METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
@@ -141,7 +141,7 @@ class Method:
             _check_unused(options, f'{self.title} chooses what it sends itself')
             return compressors.identity()
         if self.in_bytes:
-            ratio = block_ratio(ratio, bits or self.options['bits'])
+            ratio = block_ratio(ratio, chosen_bits(ratio, bits or self.options['bits']))
         settings = {'ratio': ratio, **options, **self.sends}
         unknown = {name: settings.pop(name) for name in settings.keys() - _parameters(self.blocks).keys()}
         _check_unused(unknown, f'{self.title} draws individual elements')
@@ -241,7 +241,7 @@ METHODS: dict[str, Method] = {
     'def_q': Method(
         *('DEF-Q', 'x'),
         sends={name: _PRESET[name] for name in ('order', 'allocation')},
-        defaults={name: _PRESET[name] for name in ('bits', 'detach')},
+        defaults={'bits': chosen_bits(64, _PRESET['bits']), 'detach': _PRESET['detach']},
         in_bytes=True,
     ),
     'ef21': Method('EF21', 'x', kind='ef21', link=ef21, opens_dense=1),

@@ -25,10 +25,10 @@ class Exchanged(NamedTuple):
     energy: jax.Array | None  # float32 [2], the squared norms of the mean, and the mean of those of messages
 
 
-def check_bits(bits: Any) -> None:
-    """Raises ValueError unless numbers can travel in so many bits."""
+def check_bits(bits: Any, **others: str) -> None:
+    """Raises ValueError unless numbers can travel in so many bits, or it is one of `others`."""
     meanings = 'signs', '-1, 0 and 1', '-7 to 7', '-127 to 127', 'bfloat16', 'float32, as in the paper'
-    check_choice('bits', bits, dict(zip(get_args(Bits), meanings, strict=True)))
+    check_choice('bits', bits, dict(zip(get_args(Bits), meanings, strict=True)) | others)
 
 
 class Route(NamedTuple):

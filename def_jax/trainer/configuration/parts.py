@@ -12,6 +12,7 @@ import optax
 from def_jax import def_adamw, def_sgd
 from def_jax.baselines.methods import METHODS, OPTIONS, Method
 from def_jax.ground.types import AxisName
+from def_jax.presets import chosen_bits
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.schedules import OPTIMIZERS
 from def_jax.trainer.data.dataset import Dataset
@@ -209,5 +210,7 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     own = {**OPTIONS, **method.sends, **method.options}
     if method.in_bytes and (preset := _PRESETS.get(config.optimizer)):
         own |= preset.__kwdefaults__ or {}
+    if method.in_bytes:
+        own['bits'] = chosen_bits(config.ratio, 'auto')
     config.update({name: own[name] for name, key in KEYS.items() if key.default is config[name] is None})
     return config.lock()

@@ -167,14 +167,16 @@ def assert_same_updates(*optimizers):
         (def_jax.def_sgd, given := {'bits': 4, 'detach': 0.1, 'skip_nonfinite': True}, given),
         (def_jax.def_adamw, {}, {}),
         (def_jax.def_adamw, {'optimizer_options': {'b2': 0.9}, 'bits': 1}, {'b2': 0.9, 'bits': 1}),
+        (def_jax.def_sgd, {'ratio': 256}, {'bits': 1}),
+        (def_jax.def_adamw, {'ratio': 256, 'bits': 2}, {'bits': 2}),
     ],
-    ids=['sgd', 'sgd options', 'adamw', 'adamw options'],
+    ids=['sgd', 'sgd options', 'adamw', 'adamw options', '1 bit at 256', '2 bits at 256'],
 )
 def test_def_q_is_the_preset_in_bytes_at_the_rate_that_the_user_has(preset, changes, options):
     changes |= {'optimizer': 'adamw'} if preset is def_jax.def_adamw else {}
     assert {'bits': 2, 'detach': 'auto'}.items() <= METHODS['def_q'].options.items()  # anywhere
     config = changed(method='def_q', weight_decay=DECAY, **changes)
-    expected = preset(RATE, 64, 'workers', weight_decay=DECAY, **options)
+    expected = preset(RATE, changes.get('ratio', 64), 'workers', weight_decay=DECAY, **options)
     assert complete(complete(config)).to_dict() == complete(config).to_dict()
     assert_same_updates(expected, make_optimizer(config, RATE, 'workers'))
 
