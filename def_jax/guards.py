@@ -114,7 +114,8 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
                 'pmap_axis_name= of the helpers that compute them; save with stack_state.'
             )
 
-    jax.debug.callback(raise_if, agree & due & (workers > 1), finite, numbers, new)
+    several = (workers > 1) & (states[0].worker[1] != 1)  # of one, all devices have the same
+    jax.debug.callback(raise_if, agree & due & several, finite, numbers, new)
 
 
 def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
@@ -134,7 +135,8 @@ def assert_replicated(tree: PyTree, axis_name: AxisName) -> None:
             all must call it.
 
     Raises:
-        ValueError: naming the leaves that differ; or if `axis_name` is not bound.
+        ValueError: naming the leaves that differ; if `axis_name` is not bound; or if it is None, and no
+            device holds what another does.
 
     >>> import jax, jax.numpy as jnp, def_jax
     >>> check = jax.vmap(lambda params: def_jax.assert_replicated(params, 'workers'), axis_name='workers')
@@ -215,6 +217,12 @@ def _words(leaf: Any) -> jax.Array:
 def _copies_differ(leaves: list[Any]) -> np.ndarray:
     """Whether devices that should hold the same part of an array hold different bits, bool [leaves]."""
     parts = [_parts(leaf) for leaf in leaves]
+    several = [part for part in parts if len(part) > 1]
+    if jax.process_count() == 1 and several and not any(len(part) > len(dict(part)) for part in several):
+        raise ValueError(
+            'no two devices hold the same part of these arrays, so there is nothing to compare. Those of '
+            'jax.pmap are stacked over workers: call it in the mapped function, with axis_name.'
+        )
     width = max(map(len, parts))
     own = np.array([part + part[:1] * (width - len(part)) for part in parts], np.uint32)
     found = np.concatenate(multihost_utils.process_allgather(own), axis=1)  # [leaves, parts, 2]

@@ -83,6 +83,9 @@ def test_without_an_axis_the_copies_on_the_devices_are_compared():
     with pytest.raises(ValueError, match='do not agree on w: '):
         def_jax.assert_replicated(tree, None)
     def_jax.assert_replicated(tree | {'w': jax.device_put(np.float32([0, 1]), sharding)}, None)
+    stacked = jax.pmap(lambda i: i * jnp.ones(3))(jnp.arange(WORKERS))  # they differ, and are no copies
+    with pytest.raises(ValueError, match=r'no two devices hold the same part .* in the mapped function'):
+        def_jax.assert_replicated({'w': stacked}, None)
 
 
 TWO_PROCESSES = """

@@ -336,3 +336,26 @@ def test_an_empty_part_of_a_message_may_lie_where_another_begins():
     layout, parts = division.layout(sizes), [i + jnp.arange(n, dtype=float) for i, n in enumerate(sizes)]
     for part, found in zip(parts, layout.split(layout.join(parts), sizes), strict=True):
         np.testing.assert_array_equal(found, part)
+
+
+def test_one_worker_of_all_devices_can_be_debugged_and_saved():
+    """Its devices have the same residual, as those of no other number of workers should have."""
+    optimizer = def_jax.def_adamw(0.1, 16, 'devices', inside=4)
+    devices = jax.devices()[:4]
+
+    def step(params, state, x):
+        grads = jax.grad(lambda w: jnp.mean((x @ w - 1) ** 2))(def_jax.detached_params(params, state))
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        def_jax.debug(params, state, 'devices')
+        return params, state
+
+    params = jnp.zeros((4, 64))
+    state = jax.pmap(optimizer.init, devices=devices)(params)
+    mapped = jax.pmap(step, 'devices', devices=devices)
+    for i in range(4):
+        x = jax.random.normal(jax.random.key(i), (4, 2, 64))
+        params, state = mapped(params, state, x)
+    jax.effects_barrier()
+    saved = def_jax.stack_state(state)
+    assert np.abs(saved.residual).sum() > 0

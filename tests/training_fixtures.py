@@ -53,9 +53,9 @@ _OUTPUT_KEYS = {
 _RELEVANT_KEYS = {
     'init': (
         *('model', 'method', 'detach'),
-        *('num_workers', 'workers_per_device', 'shards_per_worker', 'seed'),
+        *('num_workers', 'inside', 'workers_per_device', 'shards_per_worker', 'seed'),
     ),
-    'test_sums': ('num_workers', 'workers_per_device', 'shards_per_worker'),
+    'test_sums': ('num_workers', 'inside', 'workers_per_device', 'shards_per_worker'),
 }
 
 

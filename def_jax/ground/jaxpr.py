@@ -15,6 +15,8 @@ _SUMS: dict[str, Callable] = {
     'sub': operator.sub,
     'neg': operator.neg,
 }
+_CHOICES = ('select_n', 'max', 'min', 'clamp')
+_NONE = frozenset([0.0])  # does not move with the arguments
 
 
 def equations(program: Any) -> Iterator[Any]:
@@ -48,23 +50,37 @@ def followed(
     return [of(atom) for atom in program.outvars]
 
 
-def factors(program: Any, given: Sequence[float | None]) -> list[float | None]:
-    """By what each result moves with some arguments, element by element: a factor, or None if it is unknown.
+Factors = frozenset[float | None]
 
-    `given` has 1 for those arguments and 0 for the others. Sums and differences are followed, also through
-    changes of dtype; whatever else depends on the arguments is unknown.
+
+def factors(program: Any, given: Sequence[float]) -> list[Factors]:
+    """By what each result may move with some arguments, element by element: factors, and None if unknown.
+
+    `given` has 1 for those arguments and 0 for the others. Sums, differences and choices between values, as
+    of a branch or a bound, are followed, also through changes of dtype; whatever else depends on the
+    arguments is unknown.
     """
-    return followed(program, given, _factors_of, 0.0)
+    return _factors(program, [frozenset([factor]) for factor in given])
 
 
-def _factors_of(equation: Any, given: list[float | None]) -> list[float | None]:
+def _factors(program: Any, given: list[Factors]) -> list[Factors]:
+    return followed(program, given, _factors_of, _NONE)
+
+
+def _factors_of(equation: Any, given: list[Factors]) -> list[Factors]:
     name, inner, results = equation.primitive.name, inner_programs(equation), len(equation.outvars)
-    if not any(factor != 0 for factor in given):
-        return [0.0] * results
+    if all(factor == _NONE for factor in given):
+        return [_NONE] * results
+    if name == 'cond':
+        branches = [_factors(branch, given[1:]) for branch in inner]
+        return [frozenset().union(*found) for found in zip(*branches, strict=True)]
     if len(inner) == 1 and len(inner[0].invars) == len(given):
-        return factors(inner[0], given)
+        return _factors(inner[0], given)
     if name in ('convert_element_type', 'copy', 'reduce_precision'):
         return given
-    if name in _SUMS and None not in given:
-        return [_SUMS[name](*given)]
-    return [None] * results
+    if name in _CHOICES:
+        return [frozenset().union(*given[name == 'select_n' :])]
+    if name in _SUMS:
+        pairs = itertools.product(*given)
+        return [frozenset(None if None in pair else _SUMS[name](*pair) for pair in pairs)]
+    return [frozenset([None])] * results

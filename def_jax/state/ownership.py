@@ -181,8 +181,8 @@ def check_accumulation(state: PyTree, where: str) -> None:
 def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
     """Raises ValueError if a worker's optimizer returns something less the parameters.
 
-    Its state then holds a copy of them, as of float32 masters. Given the detached point, it would add the
-    residual a second time, and training runs away.
+    It then sets the parameters, to a copy in its state, as of float32 masters, or to a bound. Given the
+    detached point, it would add the residual a second time, and training runs away.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), params)
     try:
@@ -192,12 +192,13 @@ def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
         return
     count = len(jax.tree.leaves(shapes))
     given = [1.0] * count + [0.0] * (len(program.jaxpr.invars) - count)
-    if any(_of_types(_COPYING, state)) or any(factor == -1 for factor in factors(program.jaxpr, given)):
+    if any(_of_types(_COPYING, state)) or any(-1 in found for found in factors(program.jaxpr, given)):
         raise ValueError(
-            'inner= keeps a copy of the parameters, such as float32 masters, and returns what is missing to '
-            'it: at the detached point that counts the residual twice, and may diverge. Leave the copy out: '
-            'of narrow parameters, def_jax.output_params is a float32 master copy already. Optimizers like '
-            'optax.contrib.cocob, madgrad, mechanize and sam cannot do without: pass another.'
+            'inner= keeps a copy of the parameters, such as float32 masters, or sets them to a bound, and '
+            'returns what is missing to it: at the detached point that counts the residual twice, and may '
+            'diverge. Leave the copy out: of narrow parameters, def_jax.output_params is a float32 master '
+            'copy already. Put a bound, such as optax.keep_params_nonnegative, after the wrapper in a chain. '
+            'Optimizers like optax.contrib.cocob, madgrad, mechanize and sam cannot do without: pass another.'
         )
 
 

@@ -215,7 +215,9 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
         kept = {*state.per_worker} - {'inner', 'worker', 'left_out'}  # residuals, whatever a link calls them
         residuals = jax.tree.leaves([getattr(state, name) for name in sorted(kept)])
         held = residuals + inner
-        if workers > 1 and any(x.any() for x in residuals) and all((x == x[:1]).all() for x in held):
+        alone = hasattr(state, 'worker') and (np.asarray(state.worker)[..., 1] == 1).all()  # of all devices
+        several = workers > 1 and not alone and any(x.any() for x in residuals)
+        if several and all((x == x[:1]).all() for x in held):
             raise ValueError(
                 f'{caller}: all {workers} workers have the same residual, so this is the copy of one of them '
                 f'(or all are given the same data). {_REMEDY}.'

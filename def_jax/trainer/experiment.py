@@ -176,6 +176,7 @@ class Experiment:
             seed=self.config.seed,
             points=self.method.points,
             detaches=self.method.kind == 'error_feedback',
+            inside=self.config.inside,
             accumulate=self.config.accumulate,
             skips=self.config.skip_nonfinite,
         )

@@ -14,7 +14,7 @@ from jax import lax
 from def_jax import diagnostics
 from def_jax.baselines.methods import Point
 from def_jax.error_feedback import detached_params, feedback_states, output_params
-from def_jax.ground.collectives import pmean, psum
+from def_jax.ground.collectives import divided, pmean, psum
 from def_jax.ground.types import PyTree
 from def_jax.options.skipping import is_taken
 from def_jax.state.link import sharded
@@ -37,6 +37,7 @@ class Steps:
     seed: int  # of the first parameters and of augmentation
     points: tuple[Point, ...]
     detaches: bool  # whether gradients are taken at the detached point
+    inside: int = 1  # the devices of a worker
     accumulate: int = 1  # the parts of its batch of which a worker takes gradients in turn
     skips: bool = False  # whether all workers skip a step in which a loss or an update is not finite
 
@@ -92,7 +93,8 @@ class Steps:
 
         def diagnose(state: TrainState, batch: dict) -> dict:
             _, grads = self._value_and_grad(state.params, state.batch_stats, batch, self._key(state))
-            figures = diagnostics.gradient_statistics(grads, axis_name)
+            across, within = divided(axis_name, self.inside)
+            figures = diagnostics.gradient_statistics(pmean(grads, within), across)
             if self.detaches:
                 figures |= diagnostics.error_statistics(state.opt_state, axis_name)
                 own, name = figures['detach_optimum_own'], 'detach_optimum_own'

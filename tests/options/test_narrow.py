@@ -84,6 +84,43 @@ def test_optimizers_that_return_to_a_copy_are_refused(inner):
         def_jax.error_feedback(def_jax.random_block(16), 'workers', inner=inner).init(jnp.ones(8))
 
 
+def within_bounds(inner):
+    """As a WGAN's critic has: x is clipped after each step."""
+
+    def clipped(updates, params):
+        return jax.tree.map(lambda u, x: jnp.clip(x + u, -0.5, 0.5) - x, updates, params)
+
+    return optax.chain(inner, optax.stateless(clipped))
+
+
+def if_finite(inner):
+    """A master copy that is kept only where it is finite."""
+    master = masters(inner)
+
+    def update(grads, state, params):
+        updates, after = master.update(grads, state, params)
+        finite = jnp.isfinite(optax.tree.norm(after))
+        zeros = optax.tree.zeros_like(updates)
+        return jax.lax.cond(finite, lambda u: u, lambda _: zeros, updates), after
+
+    return optax.GradientTransformation(master.init, update)
+
+
+@pytest.mark.parametrize(
+    'inner',
+    [
+        optax.chain(optax.sgd(0.1), optax.keep_params_nonnegative()),
+        within_bounds(optax.sgd(0.1)),
+        if_finite(optax.sgd(0.1)),
+    ],
+    ids=['not negative', 'clipped', 'if finite'],
+)
+def test_bounds_of_the_parameters_inside_are_refused(inner):
+    """On a quadratic at ratio 16 the first two ran away to 1e9 and more, in silence."""
+    with pytest.raises(ValueError, match=r'inner= .* sets them to a bound, .* after the wrapper in a chain'):
+        def_jax.error_feedback(def_jax.random_block(16), 'workers', inner=inner).init(jnp.ones(8))
+
+
 def over_an_axis():
     """SGD of gradients that are summed over a mesh axis, which outside the mapped step has no name."""
     return optax.chain(optax.stateless(lambda updates, _: jax.lax.psum(updates, 'shards')), optax.sgd(0.1))

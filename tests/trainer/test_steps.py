@@ -159,3 +159,15 @@ def test_no_checkpoint_is_made_of_workers_that_differ(data_dir, tmp_path, delive
     # Different blocks in the steps until 5 have made the parameters differ as well.
     assert (error.value.step, len(error.value.leaves) > 1) == (step, step == 5)
     assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_the_variance_between_workers_is_that_of_workers_of_several_devices(data_dir):
+    """Devices of a worker have parts of its batch, whose gradients differ more than those of the whole."""
+    runs = [experiment.build(fixtures.tiny_config(data_dir, num_workers=2, inside=n)) for n in (1, 2)]
+    figures = []
+    for run in runs:
+        batch = run.workers.place(next(run.train_batches(0)))
+        figures.append(jax.device_get(run.steps.diagnose(run.steps.init(), batch)))
+    for name in ('variance', 'second_moment'):
+        # Nearly: batch normalisation sees a device's part. That of devices is larger by far more.
+        np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=0.02)
