@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from def_jax.error_feedback import check_alone, feedback_states
-from def_jax.ground.collectives import num_workers, pmean
+from def_jax.ground.collectives import Group, num_workers, pmean
 from def_jax.ground.types import AxisName, PyTree
 
 __all__ = ['error_statistics', 'gradient_statistics']
@@ -56,13 +56,14 @@ def error_statistics(opt_state: PyTree, axis_name: AxisName) -> dict[str, jax.Ar
     }
 
 
-def gradient_statistics(grads: PyTree, axis_name: AxisName) -> dict[str, jax.Array]:
+def gradient_statistics(grads: PyTree, axis_name: AxisName | Group) -> dict[str, jax.Array]:
     """Unbiased estimates of σ² and M² from the gradients of K workers at the same point.
 
     With g the workers' mean, E‖g_k‖² = σ² + M² and E‖g‖² = σ²/K + M².
 
     Args:
-        grads: worker k's gradient, at the same point as all other workers' and on its own data.
+        grads: worker k's gradient, at the same point as all other workers' and on its own data; of a worker of
+            several devices the mean over these.
         axis_name: the axis over workers, at least two.
 
     Returns:

@@ -168,6 +168,5 @@ def test_the_variance_between_workers_is_that_of_workers_of_several_devices(data
     for run in runs:
         batch = run.workers.place(next(run.train_batches(0)))
         figures.append(jax.device_get(run.steps.diagnose(run.steps.init(), batch)))
-    for name in ('variance', 'second_moment'):
-        # Nearly: batch normalisation sees a device's part. That of devices is larger by far more.
-        np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=0.02)
+    # Nearly: batch normalisation sees a device's part. That of devices is larger by far more.
+    np.testing.assert_allclose(figures[1]['variance'], figures[0]['variance'], rtol=0.02)
