@@ -62,8 +62,8 @@ def gradient_statistics(grads: PyTree, axis_name: AxisName | Group) -> dict[str,
     With g the workers' mean, E‖g_k‖² = σ² + M² and E‖g‖² = σ²/K + M².
 
     Args:
-        grads: worker k's gradient, at the same point as all other workers' and on its own data; of a worker of
-            several devices the mean over these.
+        grads: worker k's gradient, at the same point as all other workers' and on its own data; if it is
+            several devices, the mean over these.
         axis_name: the axis over workers, at least two.
 
     Returns:
