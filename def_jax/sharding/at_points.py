@@ -129,10 +129,11 @@ def _on_workers(
                 warnings.warn(_GROUPED, stacklevel=4)  # where the user calls the function
             return program(stacked, shared)
         except Exception as error:
+            inside = ', '.join(map(repr, sorted(workers.inside)))
+            allowed = f'name only {inside}' if inside else 'not name any axis'
             error.add_note(
                 f'def_jax.spmd runs the function on every worker, mapped over {axis!r} by {mapping=}: its '
-                f'sharding constraints may name {sorted(workers.inside) or "no axis"} alone. '
-                + _REMEDIES[mapping]
+                f'sharding constraints may {allowed}. ' + _REMEDIES[mapping]
             )
             raise
 

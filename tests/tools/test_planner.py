@@ -318,7 +318,11 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
         ([*FLAGS, '--utilisation=0.4'], 'plan: --utilisation has no effect without --flops'),
         ([*DEVICE, '--flops=1', '--utilisation=40'], 'plan: utilisation=40.0 must be a number in'),
         ([*FLAGS, '--flops=1'], 'plan: --flops has no effect without --device'),
-        (DEVICE, 'plan: the following arguments are required: --step-time (or --device and --flops)'),
+        (
+            DEVICE,
+            'plan: the following arguments are required: --step-time (or --device, --flops and --utilisation, '
+            'mostly 0.2 to 0.5)',
+        ),
         ([*DEVICE, '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),
     ],
 )

@@ -5,7 +5,7 @@
 
 prints the time of a step and a device's memory for dense training in bfloat16, DEF-Q, DiLoCo and PowerSGD,
 and the line to paste for the one to start with, which may be dense training. A worker is what lies on one
-side of the slow line: a rack, a node or a GPU. `--measure` times the line itself, see `measure`.
+side of the slow line: a rack, a node or a GPU. `--measure` times the line itself.
 
     python -m def_jax.plan --params=7B --step-time=3 --bandwidth=100gbit --workers=16 --gpus-per-link=8 --fsdp
 
@@ -28,7 +28,7 @@ it is hidden, unless it is `in_flight` while the next gradient is computed: then
 the two.
 
 Without a measured step, `--device=h100 --flops=4.2e12 --utilisation=0.4` estimates it from the device's peak
-rates, see `devices`; without `--utilisation` that is the least time that they allow.
+rates, of those that `--device` knows; without `--utilisation` that is the least time that they allow.
 """
 
 import dataclasses

@@ -36,7 +36,10 @@ _NO_ADVICE = (
     'network look slow.'
 )
 
-_OR = {'step_time': ' (or --device and --flops)', 'bandwidth': ' (or --measure)'}
+_OR = {
+    'step_time': ' (or --device, --flops and --utilisation, mostly 0.2 to 0.5)',
+    'bandwidth': ' (or --measure)',
+}
 _PLACE = {
     'coordinator_address': (str, 'for --measure on several hosts: HOST:PORT of process 0'),
     'num_processes': (int, 'for --measure on several hosts: how many processes take part'),
