@@ -181,14 +181,16 @@ nats. From DEF-Q, the best row of each rival ends
 
 With 2 workers at 1/256, AdamW leads DEF-Q in 1
 bit by <!-- number: rivals_transformer; 2 workers, 1/256; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
-nats, a difference that three seeds do not resolve. From DEF-Q, the best row of each rival that has run ends
+nats, a difference that three seeds do not resolve. From DEF-Q, the best row of each rival ends
 
 - DiLoCo: <!-- number: rivals_transformer; 2 workers, 1/256; DiLoCo, H = 32, 4 bits, outer 1.4, 0.5, b1 = 0; difference --><!-- /number -->, with an outer optimizer that was tuned elsewhere,
   and <!-- number: rivals_transformer; 2 workers, 1/256; DiLoCo, H = 32, 4 bits, outer 0.7, 0.9, b1 = 0; difference --><!-- /number --> as published
 - SparseLoCo: <!-- number: rivals_transformer; 2 workers, 1/256; SparseLoCo, H = 16, error 0.95, b1 = 0.9; difference --><!-- /number -->
-- local AdamW: <!-- number: rivals_transformer; 2 workers, 1/256; local AdamW, H = 32, b1 = 0; difference --><!-- /number -->
+- local AdamW: <!-- number: rivals_transformer; 2 workers, 1/256; local AdamW, H = 32, b1 = 0.9; difference --><!-- /number -->
 - top-k: <!-- number: rivals_transformer; 2 workers, 1/256; top-k, b1 = 0; difference --><!-- /number -->
+- Streaming DiLoCo: <!-- number: rivals_transformer; 2 workers, 1/256; Streaming DiLoCo, a quarter every 8 steps, b1 = 0; difference --><!-- /number -->
 - DeMo: <!-- number: rivals_transformer; 2 workers, 1/256; DeMo; difference --><!-- /number -->
+- the paper's DEF: <!-- number: rivals_transformer; 2 workers, 1/256; the paper's DEF, b1 = 0.9; difference --><!-- /number -->
 
 **Setting.** The transformer of 33 k parameters, its data and the rule for rates are those of
 [few bits](../few_bits/README.md), with 8 workers of 4 sequences or 2 of 16. Bytes count what a worker's link

@@ -320,8 +320,8 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
         ([*FLAGS, '--flops=1'], 'plan: --flops has no effect without --device'),
         (
             DEVICE,
-            'plan: the following arguments are required: --step-time (or --device, --flops and --utilisation, '
-            'mostly 0.2 to 0.5)',
+            'plan: the following arguments are required: --step-time (or --device, --flops and '
+            '--utilisation, mostly 0.2 to 0.5)',
         ),
         ([*DEVICE, '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),
     ],
