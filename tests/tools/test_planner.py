@@ -118,6 +118,10 @@ def test_fsdp_by_hand():
             r'Start with (Streaming )?DiLoCo[^$]*No method here is known [^$]*not been trained at this size',
         ),
         (
+            dataclasses.replace(HUGE, bandwidth=1e8),
+            '^A link this slow mostly leaves a site[^$]*`--latency`[^$]*not for home users[^$]*Start with',
+        ),
+        (
             dataclasses.replace(HUGE, latency=0.03),
             'This is not for home users[^$]*Start with[^$]*In MaxText, set `enable_diloco=true`',
         ),

@@ -17,11 +17,12 @@ DEF_Q_ITSELF = 10.7e6  # the largest model trained with DEF-Q, a transformer, se
 BEHIND = {16: 0.003, 64: 0.069}  # nats that it ended behind AdamW, by compression
 CAREFUL = 10e6  # from so many parameters on, transformers take the smallest compression
 FAR = 5e-3  # seconds: a message that takes longer leaves a site
+THIN = 500e6  # bits per second: a slower link mostly does
 _SHARD = 'Shard the model over more devices (`--fsdp`, `--gpus-per-link`).'
 _FAR_AWAY = (
-    'Messages that take so long leave a site. **This is not for home users or strangers**: all processes '
-    'must trust the whole network, such as a private line or a VPN between sites, and elastic training, '
-    'which survives a lost worker, has not been run on GPUs.'
+    '**This is not for home users or strangers**: all processes must trust the whole network, such as a '
+    'private line or a VPN between sites, and elastic training, which survives a lost worker, has not been '
+    'run on GPUs.'
 )
 
 
@@ -65,8 +66,18 @@ def advise(plan: Plan, methods: Sequence[Prediction], optimizer: Optimizer | Non
         ]
     untried = [each for each in others if each.compression == COMPRESSIONS[0] and each not in tried]
     told += [_compare(each, dense) for each in untried if dense.seconds >= WORTH * each.seconds]
-    far = [_FAR_AWAY] if plan.latency >= FAR else []
-    return '\n\n'.join(far + [text for text in told if text])
+    return '\n\n'.join(text for text in [_far_away(plan), *told] if text)
+
+
+def _far_away(plan: Plan) -> str:
+    if plan.latency >= FAR:
+        return f'Messages that take so long leave a site. {_FAR_AWAY}'
+    if plan.bandwidth > THIN:
+        return ''
+    return (
+        'A link this slow mostly leaves a site: pass its `--latency`, between sites 0.01 to 0.1 s, on which '
+        f'this advice depends. {_FAR_AWAY}'
+    )
 
 
 def _stay(plan: Plan, dense: Prediction, pool: Sequence[Prediction]) -> str:
