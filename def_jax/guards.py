@@ -217,15 +217,16 @@ def _words(leaf: Any) -> jax.Array:
 def _copies_differ(leaves: list[Any]) -> np.ndarray:
     """Whether devices that should hold the same part of an array hold different bits, bool [leaves]."""
     parts = [_parts(leaf) for leaf in leaves]
-    several = [part for part in parts if len(part) > 1]
-    if jax.process_count() == 1 and several and not any(len(part) > len(dict(part)) for part in several):
+    width = max(map(len, parts))
+    own = np.array([part + part[:1] * (width - len(part)) for part in parts], np.uint32)
+    found = np.concatenate(multihost_utils.process_allgather(own), axis=1)  # [leaves, parts, 2]
+    counts = [len(part) * jax.process_count() for part in parts]  # of devices that hold a part of a leaf
+    kinds = [(count, len({*part[:, 0]})) for count, part in zip(counts, found, strict=True) if count > 1]
+    if kinds and all(count == different for count, different in kinds):
         raise ValueError(
             'no two devices hold the same part of these arrays, so there is nothing to compare. Those of '
             'jax.pmap are stacked over workers: call it in the mapped function, with axis_name.'
         )
-    width = max(map(len, parts))
-    own = np.array([part + part[:1] * (width - len(part)) for part in parts], np.uint32)
-    found = np.concatenate(multihost_utils.process_allgather(own), axis=1)  # [leaves, parts, 2]
     return np.array([len({*map(tuple, part)}) > len({*part[:, 0]}) for part in found])
 
 

@@ -148,7 +148,7 @@ def chosen_bits(compression: float, bits: Bits | Literal['auto']) -> Bits:
 
 
 def block_ratio(compression: float, bits: Bits) -> float:
-    """R of the blocks that take 1 / `compression` of the bytes of a float32 all-reduce; see `chosen_bits`.
+    """R of the blocks that take 1 / `compression` of the bytes of a float32 all-reduce.
 
     Raises:
         ValueError: if the whole model in so many bits takes fewer bytes than that.

@@ -109,6 +109,12 @@ for differ in (0, 1):
         def_jax.assert_replicated({'w': w, 'n': np.arange(3), 'm': differ * jax.process_index()}, None)
     except ValueError as error:
         print(differ, error, flush=True)
+stacked = NamedSharding(jax.make_mesh((4,), ('workers',)), P('workers'))
+w = jax.make_array_from_callback((4,), stacked, lambda index: np.arange(4.0)[index])
+try:
+    def_jax.assert_replicated({'w': w}, None)
+except ValueError as error:
+    print(2, error, flush=True)
 multihost_utils.sync_global_devices('both have printed')
 os._exit(0)
 """
@@ -124,6 +130,7 @@ def test_without_an_axis_copies_of_other_processes_are_compared(tmp_path):
         printed = (tmp_path / f'log-{process}.log').read_text()
         said = [line for line in printed.splitlines() if 'agree' in line]
         assert [line.partition(':')[0] for line in said] == ['1 the workers do not agree on m, w'], printed
+        assert '2 no two devices hold the same part of these arrays' in printed
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8', 'bool', 'complex64'])

@@ -241,6 +241,7 @@ METHODS: dict[str, Method] = {
     'def_q': Method(
         *('DEF-Q', 'x'),
         sends={name: _PRESET[name] for name in ('order', 'allocation')},
+        # Without a compression to choose by, the bits are those at 64.
         defaults={'bits': chosen_bits(64, _PRESET['bits']), 'detach': _PRESET['detach']},
         in_bytes=True,
     ),

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 
 T = TypeVar('T')
+Factors = frozenset[float | None]  # by any of which a value may move; None is unknown
 
 _SUMS: dict[str, Callable] = {
     'add': operator.add,
@@ -16,7 +17,7 @@ _SUMS: dict[str, Callable] = {
     'neg': operator.neg,
 }
 _CHOICES = ('select_n', 'max', 'min', 'clamp')
-_NONE = frozenset([0.0])  # does not move with the arguments
+_STILL = frozenset([0.0])  # does not move with the arguments
 
 
 def equations(program: Any) -> Iterator[Any]:
@@ -50,11 +51,8 @@ def followed(
     return [of(atom) for atom in program.outvars]
 
 
-Factors = frozenset[float | None]
-
-
 def factors(program: Any, given: Sequence[float]) -> list[Factors]:
-    """By what each result may move with some arguments, element by element: factors, and None if unknown.
+    """By which factors each result may move with some arguments, element by element.
 
     `given` has 1 for those arguments and 0 for the others. Sums, differences and choices between values, as
     of a branch or a bound, are followed, also through changes of dtype; whatever else depends on the
@@ -64,13 +62,13 @@ def factors(program: Any, given: Sequence[float]) -> list[Factors]:
 
 
 def _factors(program: Any, given: list[Factors]) -> list[Factors]:
-    return followed(program, given, _factors_of, _NONE)
+    return followed(program, given, _factors_of, _STILL)
 
 
 def _factors_of(equation: Any, given: list[Factors]) -> list[Factors]:
     name, inner, results = equation.primitive.name, inner_programs(equation), len(equation.outvars)
-    if all(factor == _NONE for factor in given):
-        return [_NONE] * results
+    if all(factor == _STILL for factor in given):
+        return [_STILL] * results
     if name == 'cond':
         branches = [_factors(branch, given[1:]) for branch in inner]
         return [frozenset().union(*found) for found in zip(*branches, strict=True)]

@@ -215,13 +215,14 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
         kept = {*state.per_worker} - {'inner', 'worker', 'left_out'}  # residuals, whatever a link calls them
         residuals = jax.tree.leaves([getattr(state, name) for name in sorted(kept)])
         held = residuals + inner
-        alone = hasattr(state, 'worker') and (np.asarray(state.worker)[..., 1] == 1).all()  # of all devices
+        numbers = getattr(state, 'worker', None)
+        alone = numbers is not None and (np.asarray(numbers)[..., 1] == 1).all()  # a worker of all devices
         several = workers > 1 and not alone and any(x.any() for x in residuals)
         if several and all((x == x[:1]).all() for x in held):
             raise ValueError(
                 f'{caller}: all {workers} workers have the same residual, so this is the copy of one of them '
                 f'(or all are given the same data). {_REMEDY}.'
             )
-        if hasattr(state, 'worker'):
-            check_whose(state.worker, caller, all_workers=jax.process_count() == 1)
+        if numbers is not None:
+            check_whose(numbers, caller, all_workers=jax.process_count() == 1)
     return saved

@@ -208,9 +208,9 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The configuration with the method's own values in place of None, as a run records it."""
     config, method = copy.deepcopy(config), find_method(config)
     own = {**OPTIONS, **method.sends, **method.options}
-    if method.in_bytes and (preset := _PRESETS.get(config.optimizer)):
-        own |= preset.__kwdefaults__ or {}
     if method.in_bytes:
+        preset = _PRESETS.get(config.optimizer)
+        own |= (preset and preset.__kwdefaults__) or {}
         own['bits'] = chosen_bits(config.ratio, 'auto')
     config.update({name: own[name] for name, key in KEYS.items() if key.default is config[name] is None})
     return config.lock()
