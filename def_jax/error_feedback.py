@@ -221,6 +221,8 @@ def wrapped(
         return state._replace(inner=started)
 
     def local(grads, state, params, shards, /, weight=None, **extra_args):  # line 6, after the gradient
+        if 'weights' in extra_args:  # optax's chains and optimizers pass by what they do not know
+            raise ValueError('the extra argument weights is unknown: write weight=, of a worker.')
         if inside is not None:
             grads, weight = weighting.averaged(shards.within, grads, weight)
         if params is None and state.inner != ():  # which is that of the identity

@@ -70,14 +70,21 @@ class Optimizer(nnx.Optimizer):
             statistics. Auxiliary scalars are averaged; arrays come stacked over workers.
 
         Raises:
-            ValueError: if `split` names an argument that is missing or an `nnx.Rngs`.
+            ValueError: if `split` names an argument that is missing or an `nnx.Rngs`, or another argument
+                holds one.
         """
         at_points.check_arguments(split, (), mapping)
         return functools.partial(self._value_and_grad, loss_fn, has_aux, split, mapping)
 
     def _value_and_grad(self, loss_fn, has_aux, split, mapping, model, /, *args, **kwargs):
         given = dict(enumerate(args, start=1)) | kwargs
-        streams = {str(name): x for name, x in given.items() if isinstance(x, nnx.Rngs)}
+        streams = {str(name): x for name, x in given.items() if _are_rngs(x)}
+        for name, x in given.items():
+            if str(name) not in streams and any(map(_are_rngs, jax.tree.leaves(x, is_leaf=_are_rngs))):
+                raise ValueError(
+                    f'argument {name} holds an nnx.Rngs, whose keys would be the same for all workers. Pass '
+                    'it as an argument of its own.'
+                )
         divisible = tuple(i for i in range(1, len(args) + 1) if str(i) not in streams)
         if wrong := sorted(set(split) - set(divisible)):
             raise ValueError(
@@ -126,6 +133,10 @@ class Optimizer(nnx.Optimizer):
         params = nnx.as_pure(nnx.state(model, self.wrt))
         nnx.update(output, self.tx.output_params(params, nnx.as_pure(self.opt_state)))
         return output
+
+
+def _are_rngs(x: Any) -> bool:
+    return isinstance(x, nnx.Rngs)
 
 
 def _agreed(x: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ def each(keys, values):
 AVERAGE = 'trainer.configuration.factories_to_find:average'
 # What uses a key, where that of configs/digits.py does not.
 USED_BY = {
+    'average_every': {'method': 'saef'},
     'rank': {'method': 'powersgd'},
     'chunk': {'method': 'demo'},
     'error_decay': {'method': 'sparse_loco'},

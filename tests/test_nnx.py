@@ -100,6 +100,8 @@ def test_the_batch_is_divided_and_not_the_random_numbers():
         optimizer.value_and_grad(loss_fn)(*arguments)
     with pytest.raises(ValueError, match='names argument 3, but of the 2 after the model'):
         optimizer.value_and_grad(loss_fn, split=(3,))(*arguments)
+    with pytest.raises(ValueError, match=r'argument 1 holds an nnx.Rngs, .* the same for all workers'):
+        optimizer.value_and_grad(loss_fn, split=(2,))(model, {'keys': nnx.Rngs(0)}, ROWS)
     _, grads = nnx.value_and_grad(loss_fn)(*arguments)
     with pytest.raises(ValueError, match=r'what value_and_grad .* of def_jax\.nnx\.Optimizer'):
         optimizer.update(model, grads)

@@ -39,7 +39,6 @@ TINY = {
     'num_epochs': NUM_STEPS // STEPS_PER_EPOCH,
     'eval_every_epochs': 1,
     'log_every_steps': 3,
-    'average_every': 2,
     'ratio': 8,
     'weight_decay': 0.05,  # large enough to see where it is taken
 }
@@ -61,7 +60,8 @@ _RELEVANT_KEYS = {
 
 def tiny_config(data_dir: Path, **changes) -> ml_collections.ConfigDict:
     config = digits.get_config()
-    config.update(TINY | {'data_dir': str(data_dir)} | changes)
+    averages = {'average_every': 2} if changes.get('method') == 'saef' else {}
+    config.update(TINY | averages | {'data_dir': str(data_dir)} | changes)
     return config
 
 

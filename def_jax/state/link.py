@@ -182,6 +182,9 @@ def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:
         kind = getattr(leaf, 'dtype', type(leaf).__name__)
         if not hasattr(leaf, 'dtype') or not jnp.issubdtype(kind, jnp.floating):
             raise ValueError(f'{name}{keystr(path)} is {kind}, but must be a floating-point array. {cure}')
+        if jnp.dtype(kind).itemsize < 2:  # JAX adds nothing to these unasked
+            must = 'must have 16 bits or more. Keep it in bfloat16, and cast it in the loss.'
+            raise ValueError(f'{name}{keystr(path)} is {kind}, but {must}')
 
 
 def check_updates(updates: Any, residual: Any, name: str = 'updates') -> None:

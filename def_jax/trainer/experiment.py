@@ -228,7 +228,7 @@ class Experiment:
             message_bytes=message,
             dense_steps=self.method.dense_steps(config),
             always=senders * always // 4 if config.every > 1 else 0,
-            average_every=config.average_every if self.method.averages else 0,
+            average_every=config.average_every,
             every=config.every,
         )
 

@@ -48,6 +48,12 @@ def test_without_any_weight_nothing_is_added():
     assert not updates.any()
 
 
+def test_a_misspelt_weight_is_refused():
+    optimizer = optax.chain(make())
+    with pytest.raises(ValueError, match='weights is unknown: write weight='):
+        optimizer.update(jnp.ones(4), optimizer.init(jnp.ones(4)), jnp.ones(4), weights=1.0)
+
+
 @pytest.mark.parametrize('weight', [np.nan, np.inf, -1])
 def test_a_weight_that_is_none_is_noticed_as_nan(weight):
     """A mean over no tokens is NaN; without it, the others would be multiplied by K·w_k."""

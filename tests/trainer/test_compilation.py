@@ -97,7 +97,6 @@ def test_messages_are_counted(options, steps, elements):
     [
         ({'method': 'onebit_adam', 'freeze_after': 7}, 7, 0),
         ({'method': 'saef', 'average_every': 5}, 0, 5),
-        ({'method': 'def', 'average_every': 5}, 0, 0),  # which has no use for it
     ],
     ids=str,
 )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from def_jax.baselines.methods import METHODS, Method, nearest
+from def_jax.baselines.methods import METHODS, OPTIONS, Method, nearest
 from def_jax.trainer.configuration.defaults import KEYS, LIBRARY
 from def_jax.trainer.configuration.parts import complete, find, find_method, make_optimizer
 from def_jax.trainer.configuration.schedules import OPTIMIZERS
@@ -80,6 +80,9 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
     for key, fixed in method.sends.items():
         if key != 'ratio' and config[key] not in (None, fixed):
             yield key, f'has no effect: {method.title} fixes {fixed!r}. Leave it out.'
+    for key, unset in (('detach', (None, method.detach, OPTIONS['detach'])), ('average_every', (0,))):
+        if key not in method.options and config[key] not in unset:
+            yield key, f'has no effect on {name}, which fixes it or has none. Leave it out.'
     for key, unused in (('method', config.method in METHODS), ('outer', not config.outer)):
         if unused and config[f'{key}_options']:
             yield f'{key}_options', f'has no effect on {key}={config[key]!r}. Leave it empty.'

@@ -99,6 +99,7 @@ CONFLICTS = [  # what is set, what is said, what may be set instead
     ({'method': 'def_q', 'optimizer': 'adamw', 'decay': 0.9}, "effect on method='def_q'", {}),
     ({'outer': 'sgd', 'method': 'top_k'}, "has no effect on config.method='top_k'", {'method': 'diloco'}),
     ({'outer_options': {'nosuch': 1}}, "outer_options={'nosuch': 1} has no effect on outer=''", {}),
+    ({'average_every': 5}, "average_every=5 has no effect on config.method='def'", {'method': 'saef'}),
     ({'method_options': {'a': 1}}, "method_options={'a': 1} has no effect on method='def'", {}),
 ]
 
@@ -106,11 +107,12 @@ CONFLICTS = [  # what is set, what is said, what may be set instead
 def test_keys_that_do_not_fit_each_other_are_refused_with_a_remedy():
     auto = [
         (
-            {'method': name, 'detach': 'auto', 'num_workers': 1},
-            f"config.detach='auto' estimates λ, but {method.title}",
-            {},
+            {'method': name, 'detach': detach, 'num_workers': 1},
+            f"config.detach={detach!r} has no effect on config.method='{name}', which fixes it or has none",
+            {'method': name, 'detach': method.detach, 'num_workers': 1},
         )
         for name, method in METHODS.items()
+        for detach in ('auto', 0.7)
         if 'detach' not in method.options
     ]
     for changes, words, remedy in CONFLICTS + auto:
