@@ -160,4 +160,5 @@ def test_the_debug_mode_takes_empty_tensors():
         def_jax.debug(params, optimizer.update(params, optimizer.init(params), params)[1], 'workers')
 
     for params in ({'w': jnp.ones(8), 'none': jnp.zeros(0)}, {}):
-        jax.vmap(functools.partial(run, params), axis_name='workers')(jnp.arange(2.0))
+        jax.jit(jax.vmap(functools.partial(run, params), axis_name='workers'))(jnp.arange(2.0))
+        jax.effects_barrier()

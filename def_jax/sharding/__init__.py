@@ -34,8 +34,8 @@ from def_jax.traffic.crossing import Limits, check_crossing, check_shards
 from def_jax.traffic.hlo import Collective
 
 _STATE = (
-    'It is of another optimizer or of other parameters, or is not stacked over workers: pass what init '
-    'returns, or restore into that structure. Of another mesh, pass it through `regroup` first.'
+    'It is of another optimizer or of other parameters, is not stacked over workers, or was restored without '
+    'its structure: restore into what init returns. Of another mesh, pass it through `regroup` first.'
 )
 _CHAINED = (
     'def_jax.spmd stands in an optax.chain: it takes gradients stacked over workers, so what precedes it '

@@ -92,7 +92,7 @@ def test_what_a_step_is_given_must_belong_together():
     wanted = r'\] is \(4, .*, but must be \(2, .*Of another mesh, pass it through `regroup`'
     with pytest.raises(ValueError, match=wanted):
         jax.eval_shape(step, PARAMS, jax.eval_shape(four.init, PARAMS), batch)
-    with pytest.raises(ValueError, match='of other parameters, or is not stacked over workers'):
+    with pytest.raises(ValueError, match='of other parameters, is not stacked over workers, or'):
         jax.eval_shape(step, PARAMS, OPTIMIZER.init(PARAMS), batch)
     with pytest.raises(ValueError, match=r"grads\['b'\] is \(6,\), but must be \(2, 6\)\. Pass"):
         jax.eval_shape(dist.update, PARAMS, shapes, PARAMS)

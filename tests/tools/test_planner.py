@@ -109,8 +109,9 @@ def test_fsdp_by_hand():
             'Start with DiLoCo, H = 50[^$]*inside=8[^$]*every=50,',
         ),
         (
-            HUGE,
-            r'Start with Streaming DiLoCo[^$]*spmd\(optimizer, mesh[^$]*not been trained at this size: '
+            dataclasses.replace(HUGE, params=2e9),
+            r'Start with Streaming DiLoCo[^$]*The largest model [^$]*with it has 1 B parameters[^$]*'
+            r'spmd\(optimizer, mesh[^$]*not been trained at this size: '
             r'DEF on 36.5 M parameters at most, [^$]*DEF-Q on 10.7 M[^$]*16[^$]*def_adamw\(rate, 16',
         ),
         (

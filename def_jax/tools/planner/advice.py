@@ -102,6 +102,8 @@ def _start(plan: Plan, dense: Prediction, near: Sequence[Prediction], tried: boo
         told += f' Equally fast, within a tenth: {"; ".join(also)}. If you already use one of them, keep it.'
     if not tried:
         told += ' No method here is known to have trained a model of this size.'
+    elif chosen.family != 'DEF-Q' and plan.params > (largest := TRAINED[chosen.family]):
+        told += f' The largest model known to have been trained with it has {largest / 1e9:g} B parameters.'
     told += f'\n\n    {chosen.paste}\n\nPaste it; {chosen.then}.'
     if 'DiLoCo' in chosen.family:
         told += ' In MaxText, set `enable_diloco=true` instead: it has a DiLoCo of its own.'

@@ -51,8 +51,8 @@ _FLOPS = (
 )
 _NOTES = (
     "Each of Streaming DiLoCo's messages is assumed to hide behind one gradient, the best case. "
-    'A device holds parameters, gradients and optimizer state in float32; activations and frozen parameters '
-    'are not counted here.'
+    'A device holds parameters, gradients and optimizer state in float32, the state that of AdamW without '
+    '`--optimizer`; activations and frozen parameters are not counted here.'
 )
 
 
