@@ -11,8 +11,12 @@ the mean over workers of these squares: as much noise, measured better. "Squares
 square of the mean gradient, as dense AdamW has it. Both need a dense all-reduce each step, so they are no
 methods, but they tell second moments from gradients: what they do not gain is left to the gradients. Without
 compression, what remains of the gain has nothing to do with what waits.
+
+The transformer of 115 k parameters follows, with the steps, seeds, rates and AdamW's decays of
+`experiments.transformers`: first two workers, then eight, whose AdamW is on record there.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -108,6 +112,20 @@ def _setting(workers: int, *further: Contender) -> Setting:
     )
 
 
+def _of_115k(workers: int, *contenders: Contender) -> Setting:
+    small = _setting(workers)
+    return dataclasses.replace(
+        small,
+        name=f'115 k, {small.name}',
+        where={**small.where, 'size': '115k', 'steps': 5000},
+        contenders=[adamw(0.8, 0.99, 0.0125), *contenders],
+        tuning_seeds=range(100, 101),
+        seeds=range(3),
+        factor=2.0,
+        tuning_where={'steps': 1000},
+    )
+
+
 _TWO = _setting(2, exact(256, 2, 0.0177))
 SETTINGS = [
     _TWO,
@@ -119,6 +137,8 @@ SETTINGS = [
     ),
     _setting(4),
     again(_TWO, range(1010, 1020), '1/64, 2 bits', '1/256, 1 bit'),  # the first five left both open
+    _of_115k(2, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
+    _of_115k(8, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2)))),
 ]
 
 PAGE = """\

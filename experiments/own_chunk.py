@@ -84,7 +84,7 @@ SETTINGS = [
 CURVES = {
     'dense AdamW': ('33 k, 1/64', 'AdamW, b1 = 0.8, b2 = 0.95'),
     'DEF-Q, 1/64 of the bytes': ('33 k, 1/64', '1/64, 2 bits'),
-    'DEF-Q, 1/256 of the bytes': ('33 k, 1/256', '1/256, 2 bits'),
+    'DEF-Q, 1/256 of the bytes': ('33 k, 1/256', '1/256, 1 bit'),
 }
 
 PAGE = """\
