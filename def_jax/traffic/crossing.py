@@ -25,6 +25,10 @@ from def_jax.traffic.hlo import Collective, collectives
 from def_jax.traffic.nodes import crosses, leaving, nodes_of
 
 _MOVES = 'collective-permute', 'all-to-all'
+_GROUPED = (
+    "Convolutions that jax.vmap groups by worker pass whole arguments: give mapping='shard_map' to "
+    'value_and_grad or at_points of def_jax.spmd. '
+)
 _ANOTHER = 'another optimizer in this step; if so, pass all to check.'
 
 
@@ -218,6 +222,7 @@ def _compare(
         )
         + '. '
         + ('If the program makes several steps, pass steps=. ' * any(c.times > steps for c, _ in found))
+        + _GROUPED * any('conv_general_dilated' in c.name for c, _ in more)
         + cure(moves, total - wanted.total())
     )
 

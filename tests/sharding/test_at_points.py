@@ -173,8 +173,10 @@ def test_convolutions_stay_ordinary_by_shard_map():
     for mapping in ('vmap', 'shard_map'):
         run = jax.jit(dist.value_and_grad(loss, mapping=mapping))
         with pytest.warns(UserWarning, match="mapping='shard_map'") if mapping == 'vmap' else nullcontext():
-            program = run.lower(params, state, images).as_text()
-        assert bool(re.search(grouped, program)) == (mapping == 'vmap')
+            lowered = run.lower(params, state, images)
+        assert bool(re.search(grouped, lowered.as_text())) == (mapping == 'vmap')
+        with pytest.raises(ValueError, match='groups by worker') if mapping == 'vmap' else nullcontext():
+            dist.check(lowered.compile(), params)
         losses, _ = run(params, state, images)
         np.testing.assert_allclose(losses, [loss(params, part) for part in np.split(images, 2)], rtol=1e-5)
 
