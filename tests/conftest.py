@@ -15,7 +15,7 @@ from pathlib import Path
 # Collectives of many fake devices on few cores can starve each other of threads; this gives them enough.
 os.environ.setdefault('NPROC', '16')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Where in the source each operation comes from, nobody asks of these programs; it is a twelfth of the CPU time.
+# Nobody asks where in the source these programs' operations come from; it is a twelfth of the CPU time.
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 # The processes of a run share what they compile. Not from run to run, unless a folder is given.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

@@ -92,12 +92,15 @@ MISTAKES = [
     ),
     *(
         (
-            r'before def_jax\.error_feedback, optax\.apply_every, .* by accumulate=',
+            rf'{where} def_jax\.error_feedback, optax\.apply_every, .* by accumulate=',
             POINTS[0],
             PARAMS,
-            optax.chain(optax.apply_every(4), link).init(PARAMS),
+            optax.chain(*links).init(PARAMS),
         )
-        for link in (WRAPPER, FEEDBACK)
+        for where, links in (
+            *(('before', (optax.apply_every(4), link)) for link in (WRAPPER, FEEDBACK)),
+            ('after', (WRAPPER, optax.apply_every(4))),
+        )
     ),
     *(
         (words, functools.partial(def_jax.error_feedback, BLOCK, None, **options))

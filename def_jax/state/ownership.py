@@ -216,7 +216,8 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
 
     for chain in map(chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
         place = next(filter(lambda i: is_feedback(chain[i]), range(len(chain))))
-        check_accumulation(chain[:place], f'{caller}: the chain has, before def_jax.error_feedback,')
+        for where, part in (('before', chain[:place]), ('after', chain[place + 1 :])):
+            check_accumulation(part, f'{caller}: the chain has, {where} def_jax.error_feedback,')
         bare = isinstance(chain[place].inner, optax.EmptyState)  # around no optimizer
         leaves = jax.tree.leaves([part for part in chain[:place] if not is_link(part)])
         floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
