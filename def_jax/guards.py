@@ -58,8 +58,9 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     restored for all, or in another order; there is none after a wrapper that resets it. From the second step
     on, the workers' moments (or residuals, if `inner` has no moments) agree if gradients are averaged before
     the update, by a `pmean` that was left in, or, with 32 bits, if all workers are given the same data. In
-    few bits residuals show an average in the first steps only: call this from the first step on. It
-    communicates, so `check` a step without it.
+    few bits residuals show an average in the first steps only: call this from the first step on. With
+    `average_every` and no moments, residuals do agree after a step that averages them: call this at others.
+    It communicates, so `check` a step without it.
 
     Args:
         params, opt_state: x and worker k's optimizer state, after the update.
