@@ -222,7 +222,7 @@ def wrapped(
 
     def local(grads, state, params, shards, /, weight=None, **extra_args):  # line 6, after the gradient
         if 'weights' in extra_args:  # optax's chains and optimizers pass by what they do not know
-            raise ValueError('the extra argument weights is unknown: write weight=, of a worker.')
+            raise ValueError("the extra argument weights is unknown: write weight=, this worker's own.")
         if inside is not None:
             grads, weight = weighting.averaged(shards.within, grads, weight)
         if params is None and state.inner != ():  # which is that of the identity
