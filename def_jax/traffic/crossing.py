@@ -26,8 +26,8 @@ from def_jax.traffic.nodes import crosses, leaving, nodes_of
 
 _MOVES = 'collective-permute', 'all-to-all'
 _GROUPED = (
-    'Convolutions that jax.vmap groups by worker pass whole arguments: if the loss has any, give '
-    "mapping='shard_map' to value_and_grad or at_points of def_jax.spmd. "
+    "convolutions that jax.vmap groups by worker (pass mapping='shard_map' to value_and_grad or at_points of "
+    'def_jax.spmd), '
 )
 _ANOTHER = 'another optimizer in this step; if so, pass all to check.'
 
@@ -293,17 +293,16 @@ def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int
             f'is the message of {_ANOTHER}'
         )
     grouped = _GROUPED * bool(re.search('(?:feature|batch)_group_count=', compiled.as_text() or ''))
-    where = (
+    where = grouped + (
         'a jax.lax.pmean or psum of gradients, DynamicScale(axis_name=...), the pmap_axis_name= of brax or '
         'an axis_name= of another helper, or output_params in the step, and take that out. With '
         'def_jax.spmd, pass what its value_and_grad or at_points return to its update as it is, and take the '
         f'norm of their mean, if you log it, in a program of its own. Or look for {_ANOTHER}'
     )
     if more >= gradient:
-        held = f'hold a whole gradient, which has {gradient:,}: look for'
-        return f'{grouped}The {more:,} bytes more {held} {where}'
+        return f'The {more:,} bytes more hold a whole gradient, which has {gradient:,}: look for {where}'
     return (
-        f'{grouped}If the {more:,} bytes more are scalars, such as norms, or means of statistics, such as '
+        f'If the {more:,} bytes more are scalars, such as norms, or means of statistics, such as '
         f"BatchNorm's, allow them by besides={more}. Otherwise look for {where}"
     )
 

@@ -80,6 +80,7 @@ def _conflicts(config: ml_collections.ConfigDict, method: Method) -> Iterator[tu
     for key, fixed in method.sends.items():
         if key != 'ratio' and config[key] not in (None, fixed):
             yield key, f'has no effect: {method.title} fixes {fixed!r}. Leave it out.'
+    # The default of λ is what `complete` records for methods without one.
     for key, unset in (('detach', (None, method.detach, OPTIONS['detach'])), ('average_every', (0,))):
         if key not in method.options and config[key] not in unset:
             yield key, f'has no effect on {name}, which fixes it or has none. Leave it out.'
