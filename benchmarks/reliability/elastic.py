@@ -4,10 +4,13 @@
     python -m benchmarks.reliability.elastic --output=results/reliability --parts restart --minutes=20
     python -m benchmarks.reliability.elastic --output=results/reliability --parts restart --minutes=5 \\
         --every=60
+    python -m benchmarks.reliability.elastic --output=results/reliability --parts undisturbed elastic \\
+        --checkpoint=10
 
 Parts: `undisturbed` trains five seeds; `elastic` trains seed after seed under faults for so many minutes,
 with those who live; `restart` does it without an elastic team, by restarts of all from the last checkpoint.
-What a part has measured before, with the same --every, is replaced in elastic.json; elastic.md is its page.
+What a part has measured before, with the same --every and --checkpoint, is replaced in elastic.json;
+elastic.md is its page.
 """
 
 import argparse
@@ -41,6 +44,7 @@ def main() -> int:
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
     parser.add_argument('--minutes', type=float, default=20, help='of each part under faults')
     parser.add_argument('--every', type=float, default=18, help='seconds between faults')
+    parser.add_argument('--checkpoint', type=int, default=50, help='steps between two checkpoints')
     parser.add_argument('--steps', type=int, default=200, help='of each seed')
     parser.add_argument('--seeds', type=int, default=5, help='undisturbed ones')
     parser.add_argument('--processes', type=int, default=8)
@@ -50,6 +54,7 @@ def main() -> int:
     for part in arguments.parts:
         every = None if part == 'undisturbed' else arguments.every
         settings = {'part': part, 'every': every, 'steps': arguments.steps, 'processes': arguments.processes}
+        settings |= {'checkpoint': arguments.checkpoint}
         settings |= {'origin': spec.origin(allow_dirty=True), 'cores': len(os.sched_getaffinity(0))}
         runs = undisturbed(arguments) if every is None else disturbed(part, arguments)
         record(arguments.output, (settings | run for run in runs))
@@ -77,7 +82,7 @@ def record(output: Path, runs) -> None:
     known = json.loads(path.read_text())['runs'] if path.exists() else []
     for run in runs:
         fresh.append(run)
-        kept = [old for old in known if (old['part'], old['every']) != (run['part'], run['every'])]
+        kept = [old for old in known if elastic_page.kind(old) != elastic_page.kind(run)]
         runs = sorted(kept + fresh, key=lambda run: PARTS.index(run['part']))
         path.write_text(json.dumps({'runs': runs}) + '\n')
         (output / 'elastic.md').write_text(elastic_page.page(runs))
@@ -144,7 +149,7 @@ def soaked(part: str, folder: Path, seed: int, arguments, faults: Faults | None)
     run, count = folder / f'{part}-{seed}', arguments.processes
     run.mkdir()
     command = [sys.executable, str(WORKER), str(run), f'seed={seed}', f'steps={arguments.steps}']
-    command += ['kind=restart'] * (part == 'restart')
+    command += [f'checkpoint={arguments.checkpoint}'] + ['kind=restart'] * (part == 'restart')
     os.environ['PYTHONPATH'] = str(WORKER.parents[2])
     unplanned: list[str] = []
 

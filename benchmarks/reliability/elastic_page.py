@@ -11,9 +11,10 @@ HEAD = """# Workers that come and go
 Written by `python -m benchmarks.reliability.elastic` from [elastic.json](elastic.json).
 
 A perceptron on digits with DEF at 16, seed after seed: processes with gloo, a worker each, {steps} steps, a
-checkpoint every 50, started by `def_jax.launch`. A fault is a SIGKILL, or a SIGSTOP of 12 seconds, which is
-longer than the heartbeat's 10. *Elastic* goes on with those who live (`def_jax.elastic`); *restart* has a
-fixed number of workers, and all start again from the last checkpoint (`def_jax.launch --together`).
+checkpoint every 50 unless said otherwise, started by `def_jax.launch`. A fault is a SIGKILL, or a SIGSTOP of
+12 seconds, which is longer than the heartbeat's 10. *Elastic* goes on with those who live (`def_jax.elastic`);
+*restart* has a fixed number of workers, and all start again from the last checkpoint
+(`def_jax.launch --together`).
 
 A pause is more than a second between two steps. Useful steps are those of the final states, without repeated
 ones; runs that were ended because the time was over count, too.
@@ -34,32 +35,42 @@ KINDS = {
 }
 
 
+def kind(run: dict) -> tuple:
+    """The column a run belongs to: its part, seconds between faults, steps between checkpoints."""
+    return run['part'], run['every'], run.get('checkpoint', 50)
+
+
 def page(runs: list[dict]) -> str:
     columns: dict[tuple, list[dict]] = {}
     for run in runs:
-        columns.setdefault((run['part'], run['every']), []).append(run)
-    base = rate(columns.get(('undisturbed', None), []))
-    cells = [column(found, base) for found in columns.values()]
+        columns.setdefault(kind(run), []).append(run)
+    bases = {key[2]: rate(found) for key, found in columns.items() if key[0] == 'undisturbed'}
+    cells = [column(found, bases.get(key[2], float('nan'))) for key, found in columns.items()]
     rows = [[name, *(cell[name] for cell in cells)] for name in cells[0]]
-    titles = {key: key[0] + (f', a fault every {key[1]:g} s' if key[1] else '') for key in columns}
+    titles = {key: title(*key) for key in columns}
     text = HEAD.format(**runs[0]) + markdown.table([['', *titles.values()], *rows]) + '\n'
     kinds = [
-        kind_row(titles[key], kind, [fault for run in found for fault in run['faults'] if belongs(fault)])
+        kind_row(titles[key], cause, [fault for run in found for fault in run['faults'] if belongs(fault)])
         for key, found in columns.items()
         if key[0] != 'undisturbed'
-        for kind, belongs in KINDS.items()
+        for cause, belongs in KINDS.items()
     ]
     head = ['run', 'fault', 'number', 'seconds', 'steps repeated', "‖y − y'‖"]
     return text + FAULTS + markdown.table([head, *kinds]) + '\n'
 
 
-def kind_row(part: str, kind: str, faults: list[dict]) -> list:
+def title(part: str, every: float | None, checkpoint: int) -> str:
+    faults = f', a fault every {every:g} s' if every else ''
+    return part + faults + (f', a checkpoint every {checkpoint} steps' if checkpoint != 50 else '')
+
+
+def kind_row(part: str, cause: str, faults: list[dict]) -> list:
     def cost(name: str, digits: str) -> str:
         values = [fault[name] for fault in faults]
         return f'{np.median(values):{digits}} ({max(values):{digits}})' if values else ''
 
     costs = cost('seconds', '.1f'), cost('steps repeated', '.3g'), cost('y moved', '.3f')
-    return [part, kind, len(faults), *costs]
+    return [part, cause, len(faults), *costs]
 
 
 def column(runs: list[dict], base: float) -> dict[str, str]:

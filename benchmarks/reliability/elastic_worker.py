@@ -3,7 +3,7 @@
     python benchmarks/reliability/elastic_worker.py FOLDER [KEY=VALUE ...]
 
 `def_jax.launch` sets its place among the others. It writes a line a step to FOLDER/PROCESS.jsonl, and process
-0 a checkpoint every 50 steps, until `steps` are made or FOLDER/stop is there. With `kind=restart`,
+0 a checkpoint every `checkpoint` steps, until `steps` are made or FOLDER/stop is there. With `kind=restart`,
 `def_jax.spmd` maps over all processes, and all end when one dies.
 
 With `die=WHERE:N` the process kills itself at the N-th step, look or trace of the program, or while the first
