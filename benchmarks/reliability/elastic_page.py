@@ -12,8 +12,8 @@ Written by `python -m benchmarks.reliability.elastic` from [elastic.json](elasti
 
 A perceptron on digits with DEF at 16, seed after seed: processes with gloo, a worker each, {steps} steps, a
 checkpoint every 50 unless said otherwise, started by `def_jax.launch`. A fault is a SIGKILL, or a SIGSTOP of
-12 seconds, which is longer than the heartbeat's 10. *Elastic* goes on with those who live (`def_jax.elastic`);
-*restart* has a fixed number of workers, and all start again from the last checkpoint
+12 seconds, which is longer than the heartbeat's 10. *Elastic* goes on with those who live
+(`def_jax.elastic`); *restart* has a fixed number of workers, and all start again from the last checkpoint
 (`def_jax.launch --together`).
 
 A pause is more than a second between two steps. Useful steps are those of the final states, without repeated
