@@ -17,7 +17,8 @@ checkpoint every 50 unless said otherwise, started by `def_jax.launch`. A fault 
 (`def_jax.launch --together`).
 
 A pause is more than a second between two steps. Useful steps are those of the final states, without repeated
-ones; runs that were ended because the time was over count, too.
+ones; runs that were ended because the time was over count, too. Percentages of rates are of the undisturbed
+runs', with a checkpoint every 50 steps.
 
 """
 FAULTS = """
@@ -44,8 +45,8 @@ def page(runs: list[dict]) -> str:
     columns: dict[tuple, list[dict]] = {}
     for run in runs:
         columns.setdefault(kind(run), []).append(run)
-    bases = {key[2]: rate(found) for key, found in columns.items() if key[0] == 'undisturbed'}
-    cells = [column(found, bases.get(key[2], float('nan'))) for key, found in columns.items()]
+    base = rate(columns.get(('undisturbed', None, 50), []))
+    cells = [column(found, base) for found in columns.values()]
     rows = [[name, *(cell[name] for cell in cells)] for name in cells[0]]
     titles = {key: title(*key) for key in columns}
     text = HEAD.format(**runs[0]) + markdown.table([['', *titles.values()], *rows]) + '\n'
