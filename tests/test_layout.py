@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import itertools
 import os
 import subprocess
 import sys
@@ -120,26 +121,34 @@ def test_the_tests_of_the_library_need_the_library_alone():
     assert len(files) > 20 and not above
 
 
-def test_a_gradient_crosses_few_files():
-    """In one update of Algorithm 1: what a reader has to open."""
-    optimizer = def_jax.error_feedback(def_jax.random_block(64), 'workers')
-    library, files = Path(def_jax.__file__).parent, set()
+@pytest.mark.parametrize(
+    ('optimizer', 'files', 'changes'),
+    [
+        (def_jax.error_feedback(def_jax.random_block(64), 'workers'), 11, 45),
+        (def_jax.def_sgd(0.1, 64, 'workers'), 16, 81),
+    ],
+    ids=['Algorithm 1', 'preset'],
+)
+def test_a_gradient_crosses_few_files(optimizer, files, changes):
+    """In one update of a leaf under pmap: what a reader has to open, and how often to turn to another."""
+    library, calls = Path(def_jax.__file__).parent, []
 
     def note(frame, event, _):
-        path = Path(frame.f_code.co_filename)
-        if event == 'call' and path.is_relative_to(library):
-            files.add(path)
+        path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
+        if event == 'call' and not name.startswith('<') and path.is_relative_to(library):
+            calls.append(path)
 
     def update(grads):
         state, before = optimizer.init(grads), sys.getprofile()
         sys.setprofile(note)
         try:
-            return optimizer.update(grads, state)
+            return optimizer.update(grads, state, grads)
         finally:
             sys.setprofile(before)
 
-    jax.make_jaxpr(jax.vmap(update, axis_name='workers'))(jnp.zeros((2, 64, 64)))
-    assert 0 < len(files) <= 11
+    jax.make_jaxpr(jax.pmap(update, axis_name='workers'))(jnp.zeros((8, 64, 64)))
+    assert 0 < len(set(calls)) <= files
+    assert sum(one != other for one, other in itertools.pairwise(calls)) <= changes
 
 
 def test_every_fault_of_the_table_can_be_planted():

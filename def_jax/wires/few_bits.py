@@ -23,7 +23,7 @@ SDP4Bit (Jia et al., 2024); error kept on both sides of a server in DoubleSqueez
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,45 +34,13 @@ from jax import lax
 from def_jax.ground.barriers import in_memory
 from def_jax.ground.collectives import Group, all_gather, all_to_all, axis_index, pmean
 from def_jax.ground.types import Arrive
+from def_jax.wires import rounding
 from def_jax.wires.layouts import ALONE, Division, Layout, Stretch
-from def_jax.wires.segments import Segments, reduced, row_of, segments
 
 _WASTE = 0.01  # the share of a message that may be zeros between its parts, unless it is small
 _LEAST, _MOST = 4, 512  # elements of a tile
-_UNIT = jnp.bfloat16  # the range of float32 in two bytes
 _UNROLLED = 8  # workers whose integers are added in one kernel
-_SMALL, _LARGE = 1e-20, 1e30  # between them, a sum of squares has lost nothing to float32's range
 _TPU_TILE = 1024  # bytes: XLA for TPUs turns a gather of other rows into an all-reduce, of twice the bytes
-
-
-def loading(bits: int) -> float:
-    """The largest integer times the unit, over the rms, for the least error of Gaussian numbers.
-
-    For signs it is √(2/π); otherwise a fit, within 1 %, to the best uniform quantisers (Max, 1960).
-
-    >>> [round(loading(bits), 2) for bits in (1, 2, 4, 8)]
-    [0.8, 1.24, 2.47, 3.93]
-    """
-    return math.sqrt(2 / math.pi) if bits == 1 else 1.72 * math.sqrt(math.log2(2 * _levels(bits) + 1)) - 0.93
-
-
-def _levels(bits: int) -> int:
-    """The largest integer."""
-    return max(1, 2 ** (bits - 1) - 1)
-
-
-@functools.cache
-def loss(bits: int) -> float:
-    """D, the share of its squares that rounding takes from a Gaussian part.
-
-    >>> [round(loss(bits), 4) for bits in (1, 2, 4, 8)]
-    [0.3634, 0.1902, 0.0129, 0.0001]
-    """
-    x = (np.arange(200_000) + 0.5) * (8 / 200_000)
-    density = np.exp(-x * x / 2)
-    unit = loading(bits) / _levels(bits)
-    rounded = unit if bits == 1 else unit * np.clip(np.round(x / unit), 0, _levels(bits))
-    return float(np.sum(density * (x - rounded) ** 2) / np.sum(density))
 
 
 class Plan(NamedTuple):
@@ -95,8 +63,8 @@ class Plan(NamedTuple):
     piece: np.ndarray  # int [C, K, T]: the piece of each tile of a chunk
     filled: np.ndarray  # int [C, K, T]: how many elements of the tile belong to its part; the rest are zeros
     part: np.ndarray  # int [C, K, T]: the part of each tile
-    of_parts: Segments  # the tiles of each part, section by section
-    of_pieces: Segments  # the tiles of each piece, chunk by chunk
+    of_parts: tuple[np.ndarray, ...]  # the tiles of each part, section by section; see `rounding.groups`
+    of_pieces: tuple[np.ndarray, ...]  # the tiles of each piece, chunk by chunk
 
     @property
     def workers(self) -> int:
@@ -110,7 +78,7 @@ class Plan(NamedTuple):
     def of_chunk(self, section: int | jax.Array, k: jax.Array) -> list[jax.Array]:
         """`pieces`, `held`, `piece` and `filled` of a section's chunk k."""
         tables = self.pieces, self.held, self.piece, self.filled
-        return [row_of(x.reshape(-1, x.shape[-1]), section * self.workers + k) for x in tables]
+        return _rows([x.reshape(-1, x.shape[-1]) for x in tables], section * self.workers + k)
 
 
 @functools.cache
@@ -146,8 +114,8 @@ def plan(sizes: tuple[int, ...], workers: int, bits: int, stretches: tuple[Stret
     np.add.at(in_section, (np.repeat(np.arange(len(chosen)), workers)[:, None], pieces), held)
     begins = division.layout(counts)
     layout = Layout(tuple(begin * tile for begin in begins.begins), begins.total * tile)
-    of_parts = segments(part.reshape(len(chosen), -1), len(sizes))
-    of_pieces = segments(piece, pieces.shape[1])
+    of_parts = rounding.groups(part.reshape(len(chosen), -1), len(sizes))
+    of_pieces = rounding.groups(piece, pieces.shape[1])
     shape = len(chosen), workers, -1
     return Plan(
         bits=bits,
@@ -191,6 +159,13 @@ def _sections(division: Division) -> np.ndarray:
     return np.concatenate([row[number] for row, number in zip(rows, numbers, strict=True)], axis=1)
 
 
+def _rows(tables: Sequence[np.ndarray], index: int | jax.Array) -> list[jax.Array]:
+    """A row of each table of constants; of an index that is known, only that row is part of the program."""
+    if isinstance(index, int):
+        return [jnp.asarray(table[index]) for table in tables]
+    return [lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False) for table in tables]
+
+
 def exchange(
     message: jax.Array, p: Plan, workers: Group, weights: jax.Array | None, arrive: Arrive
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -198,11 +173,11 @@ def exchange(
     energy = None if weights is None else jnp.zeros(2, jnp.float32)
     section = p.division.combination()
     block = p.division.section(in_memory(message).reshape(-1, p.tile)).reshape(p.shape)
-    part, count = row_of(p.part, section), row_of(p.counts, section)
-    tiles_of = p.of_parts.table(section)
+    part, count, pieces_of, piece_of = _rows((p.part, p.counts, p.pieces, p.piece), section)
+    members = _rows(p.of_parts, section)
     if p.workers == 1:
-        unit = _units(block[0], tiles_of, part[0], count, p.bits)
-        _, sent = _rounded(block, unit[part], p.bits)
+        unit = rounding.units(block[0], members, part[0], count, p.bits)
+        _, sent = rounding.rounded(block, unit[part], p.bits)
         # Of one worker, its mean: where types say what varies over workers, it is known not to.
         return pmean(sent.reshape(-1), workers), (block - sent).reshape(-1), energy
 
@@ -212,16 +187,17 @@ def exchange(
     travels = jnp.where(mine[:, None, None], 0, block)
     pieces, held, *_ = p.of_chunk(section, k)
     count = count.at[pieces].add(-held)
-    unit = _units(travels.reshape(-1, p.tile), tiles_of, part.reshape(-1), count, p.bits)
-    codes, sent = _rounded(travels, unit[part], p.bits)
-    units = jnp.where(mine[:, None], 0, unit[row_of(p.pieces, section)])
-    rows = jnp.concatenate([_pack(codes, p.bits).reshape(p.workers, -1), units.view(jnp.uint8)], axis=1)
+    unit = rounding.units(travels.reshape(-1, p.tile), members, part.reshape(-1), count, p.bits)
+    codes, sent = rounding.rounded(travels, unit[part], p.bits)
+    units = jnp.where(mine[:, None], 0, unit[pieces_of])
+    packed = rounding.pack(codes, p.bits).reshape(p.workers, -1)
+    rows = jnp.concatenate([packed, units.view(jnp.uint8)], axis=1)
     own = lax.dynamic_index_in_dim(block, k, keepdims=False)
     weights = None if weights is None else weights[np.array(p.order)]
     row, lost = _mean_of_chunk(p, all_to_all(rows, workers), own, section, k, weights)
     codes, unit, shares = _split(all_gather(row, workers), p)
-    of_tiles = jnp.take_along_axis(unit, row_of(p.piece, section), axis=1)
-    mean = _values(_unpack(codes, p.bits), of_tiles, p.bits)
+    of_tiles = jnp.take_along_axis(unit, piece_of, axis=1)
+    mean = rounding.values(rounding.unpack(codes, p.bits), of_tiles, p.bits)
     if energy is not None:
         energy = shares[:, : energy.nbytes].view(jnp.float32).sum(0)
     # An update in place puts the rest in memory: XLA would compute it again in the kernel of every tensor.
@@ -251,13 +227,13 @@ def _mean_of_chunk(
     of_tiles = jnp.take(units, piece, axis=1)  # [K, T]
 
     def values(worker):
-        return _values(_unpack(codes[worker], bits), of_tiles[worker], bits)
+        return rounding.values(rounding.unpack(codes[worker], bits), of_tiles[worker], bits)
 
     total = lax.fori_loop(0, workers, lambda w, sum_: sum_ + values(w), own, unroll=min(_UNROLLED, workers))
     mean = jnp.where(jnp.arange(p.tile)[None] < filled[:, None], total / workers, 0)
-    unit = _units(mean, p.of_pieces.table(section * workers + k), piece, size, bits)
-    again, rounded = _rounded(mean, unit[piece], bits)
-    sections = [_pack(again, bits).reshape(-1), unit.view(jnp.uint8)]
+    unit = rounding.units(mean, _rows(p.of_pieces, section * workers + k), piece, size, bits)
+    again, rounded = rounding.rounded(mean, unit[piece], bits)
+    sections = [rounding.pack(again, bits).reshape(-1), unit.view(jnp.uint8)]
     if weights is not None:
         sections.append(_energy(mean, own, units, weights[pieces], piece, size, bits).view(jnp.uint8))
     row = jnp.concatenate(sections)
@@ -277,12 +253,12 @@ def _energy(
 ) -> jax.Array:
     """A chunk's share of the energy, float32 [2]; the other workers' units tell their messages' squares.
 
-    Rounding leaves 1 - D of the squares of Gaussian numbers, D being `loss(bits)`, and as much of their
-    products with those that it rounds to. So it does of everything in the squares of the mean, but for the
-    own message's, if all messages are noise or all are alike.
+    Rounding leaves 1 - D of the squares of Gaussian numbers, D being `rounding.loss(bits)`, and as much of
+    their products with those that it rounds to. So it does of everything in the squares of the mean, but for
+    the own message's, if all messages are noise or all are alike.
     """
-    workers, kept = len(units), 1 - loss(bits)
-    rms = units.astype(jnp.float32) * np.float32(_levels(bits) / loading(bits))
+    workers, kept = len(units), 1 - rounding.loss(bits)
+    rms = rounding.rms_of(units, bits)
     of_tiles = weights[piece]
     exact = jnp.vdot(of_tiles, jnp.sum(jnp.square(own), axis=1))
     others = jnp.vdot(weights, size.astype(jnp.float32) * jnp.sum(jnp.square(rms), axis=0))
@@ -294,63 +270,6 @@ def _energy(
 def _split(rows: jax.Array, p: Plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rows as they travel, uint8 [K, bytes]: packed codes [K, T·b/8, G], units [K, S], and what follows."""
     packed = p.shape[1] * p.bits // 8 * p.tile
-    units = p.pieces.shape[2] * jnp.dtype(_UNIT).itemsize
+    units = p.pieces.shape[2] * jnp.dtype(rounding.UNIT).itemsize
     codes, unit, rest = jnp.split(rows, [packed, packed + units], axis=1)
-    return codes.reshape(len(rows), -1, p.tile), unit.view(_UNIT), rest
-
-
-def _rounded(x: jax.Array, unit: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
-    """The nearest integers to float32 [..., T, G], as uint8, counted in units [..., T], and their values."""
-    levels, wide = np.float32(_levels(bits)), unit.astype(jnp.float32)[..., None]
-    counts = jnp.clip(jnp.round(x * jnp.where(wide > 0, 1 / wide, 0)), -levels, levels) + levels
-    codes = (x > 0 if bits == 1 else counts).astype(jnp.uint8)
-    return codes, _values(codes, unit, bits)
-
-
-def _values(codes: jax.Array, unit: jax.Array, bits: int) -> jax.Array:
-    """What codes stand for: float32 [..., T, G]; NaN where the unit is."""
-    counts = codes.astype(jnp.float32)
-    return (2 * counts - 1 if bits == 1 else counts - _levels(bits)) * unit.astype(jnp.float32)[..., None]
-
-
-def _units(
-    x: jax.Array, tiles_of: list[jax.Array], group: jax.Array, count: jax.Array, bits: int
-) -> jax.Array:
-    """The units of groups of tiles [N, G], [S]; NaN for one that holds NaN or infinity.
-
-    `tiles_of` is the table of the groups, see `segments`; `group`, int [N], is each tile's; `count`, [S],
-    says how many elements a group has, zeros aside.
-    """
-
-    number = jnp.maximum(count, 1).astype(jnp.float32)
-
-    def over(reduce: Callable, of_tiles: jax.Array) -> jax.Array:
-        return reduced(reduce, tiles_of, of_tiles)
-
-    squares = over(jnp.sum, jnp.sum(jnp.square(x), axis=1))
-
-    def relative(x):
-        """Relative to the largest of a group, whose own square may overflow or vanish."""
-        largest = over(jnp.max, jnp.max(jnp.abs(x), axis=1))
-        scale = jnp.where(largest == 0, 1, largest)
-        squares = over(jnp.sum, jnp.sum(jnp.square(x / scale[group][:, None]), axis=1))
-        return largest * jnp.sqrt(squares / number)
-
-    exact = ((squares > _SMALL) & (squares < _LARGE)) | (count == 0)
-    rms = lax.cond(exact.all(), lambda _: jnp.sqrt(squares / number), relative, x)
-    return (rms * np.float32(loading(bits) / _levels(bits))).astype(_UNIT)
-
-
-def _pack(codes: jax.Array, bits: int) -> jax.Array:
-    """uint8 [..., T, G] in uint8 [..., T·b/8, G]: a byte's codes are of tiles apart, for contiguous loads."""
-    together = 8 // bits
-    planes = codes.reshape(*codes.shape[:-2], together, -1, codes.shape[-1])
-    shifted = (planes[..., i, :, :] << np.uint8(i * bits) for i in range(together))
-    return functools.reduce(jnp.bitwise_or, shifted)
-
-
-def _unpack(packed: jax.Array, bits: int) -> jax.Array:
-    """Undoes `_pack`."""
-    mask = np.uint8(2**bits - 1)
-    planes = [packed >> np.uint8(i * bits) & mask for i in range(8 // bits)]
-    return jnp.concatenate(planes, axis=-2)
+    return codes.reshape(len(rows), -1, p.tile), unit.view(rounding.UNIT), rest

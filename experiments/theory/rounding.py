@@ -21,7 +21,7 @@ import def_jax
 from def_jax import wires
 from def_jax.ground.collectives import pmean
 from def_jax.presets import block_ratio
-from def_jax.wires import few_bits
+from def_jax.wires import rounding
 
 WORKERS, BATCH, STEPS, EVERY, SEEDS = 8, 8, 800, 100, 5
 RATE, MOMENTUM, COMPRESSION, BITS = 0.1, 0.9, 64, (1, 2, 4, 8)
@@ -86,7 +86,7 @@ def main():
     rows = []
     for bits in BITS:
         found = np.asarray(course(jnp.arange(SEEDS), bits))
-        theory = few_bits.loss(bits)
+        theory = rounding.loss(bits)
         for name, part in (('Gaussian', found[:, 0]), ('messages', found[:, 1:].mean(1))):
             columns = map(reporting.mean_std, part.T)
             contraction = 1 - theory * (WORKERS - 1) / WORKERS

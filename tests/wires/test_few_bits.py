@@ -15,7 +15,7 @@ import def_jax
 from def_jax import wires
 from def_jax.traffic import traffic
 from def_jax.traffic.hlo import collectives
-from def_jax.wires import few_bits
+from def_jax.wires import few_bits, rounding
 
 BITS = (1, 2, 4, 8)
 SIZES = (37, 1031, 0, 1, 513, 2)  # primes, none, one
@@ -111,7 +111,7 @@ def test_the_own_chunk_is_exact(bits):
     mean, rest = map(np.asarray, jax.jit(exchange)(messages))
     np.testing.assert_allclose(mean[0] + rest.mean(0), x / num_workers, rtol=0, atol=1e-6)
     assert not rest[owner != np.arange(num_workers)[:, None]].any()
-    assert np.mean(rest.sum(0) ** 2) == pytest.approx(few_bits.loss(bits), rel=0.1)
+    assert np.mean(rest.sum(0) ** 2) == pytest.approx(rounding.loss(bits), rel=0.1)
 
 
 @pytest.mark.parametrize(('bits', 'most'), [(1, 1.6), (2, 0.7)])
@@ -198,11 +198,11 @@ def test_no_other_unit_suits_a_gaussian_better(bits):
         steps = np.minimum(np.round(x / unit), levels) if bits > 1 else np.ones_like(x)
         return np.sum(np.exp(-(x**2) / 2) * (x - unit * steps) ** 2)
 
-    unit = few_bits.loading(bits) / levels
+    unit = rounding.loading(bits) / levels
     assert error(unit) <= 1.02 * min(error(factor * unit) for factor in np.linspace(0.7, 1.4, 50))
     drawn = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
     _, rest = jax.jit(lambda x: exchanged(x, bits, None, (drawn.size,)))(drawn)
-    assert np.mean(np.square(rest)) == pytest.approx(few_bits.loss(bits), rel=0.05)
+    assert np.mean(np.square(rest)) == pytest.approx(rounding.loss(bits), rel=0.05)
 
 
 @pytest.mark.parametrize('alike', [False, True])
