@@ -43,6 +43,7 @@ class Communication:
     always: int = 0  # elements that every step sends besides, float32
     average_every: int = 0  # steps between additional messages of d; 0 for never
     every: int = 1  # steps per message
+    overlap: bool = False  # a message waits for the next step; the first one sends zeros
 
     @property
     def true_ratio(self) -> float:
@@ -64,7 +65,8 @@ class Communication:
 
     def megabytes_sent(self, steps: int) -> float:
         """Megabytes that a worker has sent after `steps` steps."""
-        sent = steps // self.every * self.message_bytes + steps * 4 * self.always
+        messages = (steps + (self.every - 1) * self.overlap) // self.every
+        sent = messages * self.message_bytes + steps * 4 * self.always
         sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.message_bytes)
         if self.average_every:
             sent += steps // self.average_every * self.dense_bytes_per_step
@@ -230,6 +232,7 @@ class Experiment:
             always=senders * always // 4 if config.every > 1 else 0,
             average_every=config.average_every,
             every=config.every,
+            overlap=config.overlap,
         )
 
 

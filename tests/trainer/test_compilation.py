@@ -85,6 +85,7 @@ def test_evaluations_have_programs_of_their_own(data_dir):
         ({'dense_steps': 5}, 7, 5 * 100 + 2 * 10),  # 1-bit Adam starts dense
         ({'average_every': 3}, 7, 7 * 10 + 2 * 100),  # SAEF averages the residuals
         ({'every': 3, 'always': 4}, 7, 7 * 4 + 2 * 10),  # CSER
+        ({'every': 3, 'overlap': True}, 7, 3 * 10),  # in steps 0, 3 and 6
     ],
 )
 def test_messages_are_counted(options, steps, elements):
