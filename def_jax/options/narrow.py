@@ -21,6 +21,8 @@ def settled(
     """What x moves by, and what the worker has still to send, float32 [M], once updates and x have dtypes.
 
     x moves as by `optax.apply_updates`. What of the mean is missing from x after it is added to the rest.
+    The update is what x moves by once it is rounded: the sum is then exact, or nearly. XLA may keep it in
+    float32 for what follows in the same program, as another update, and would undo what the rest counts on.
     """
     if params is None or all(x.dtype.itemsize >= 4 for x in jax.tree.leaves((params, updates))):
         return reply.mean, reply.rest
@@ -29,7 +31,7 @@ def settled(
     dtypes = [(u.dtype, p.dtype) for u, p in zip(*map(jax.tree.leaves, (updates, params)), strict=True)]
 
     def moved(mean, x, dtypes):
-        update = rounded(mean, dtypes[0])
+        update = rounded(rounded(x + rounded(mean, dtypes[0]), dtypes[1]) - x, dtypes[0])
         return update, mean - (rounded(x + update, dtypes[1]) - x)
 
     if len(set(dtypes)) == 1:

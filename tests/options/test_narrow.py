@@ -44,6 +44,26 @@ def test_y_is_a_float32_master_copy(dtype, update_dtype, bits):
     np.testing.assert_allclose(x.astype(jnp.float32), 1 + moved, atol=0.02)
 
 
+@pytest.mark.parametrize('ratio', [1, 4])
+def test_xla_may_keep_x_in_float32_within_a_program(ratio):
+    """Between two updates, and from an update to y."""
+    optimizer = def_jax.error_feedback(def_jax.random_block(ratio), 'workers', inner=optax.sgd(1e-3))
+    grads = jax.random.normal(jax.random.key(0), (20, 2, 64)).astype(jnp.bfloat16)
+
+    def steps(x, state, grads):
+        for gradient in grads:
+            updates, state = optimizer.update(gradient, state, x)
+            x = optax.apply_updates(x, updates)
+        return x, state, def_jax.output_params(x, state, 'workers')
+
+    start = jnp.ones(64, jnp.bfloat16)
+    mapped = jax.jit(jax.vmap(steps, axis_name='workers', in_axes=(None, None, 1)))
+    x, state, y = mapped(start, optimizer.init(start), grads)
+    expected = 1 - 1e-3 * np.asarray(grads, np.float64).mean(1).sum(0)
+    np.testing.assert_allclose(y[0], expected, atol=1e-5)
+    np.testing.assert_allclose(x[0].astype(jnp.float32) + state.residual.mean(0), expected, atol=1e-5)
+
+
 def masters(inner):
     """float32 masters of the parameters, as a trainer of bfloat16 parameters has them."""
 
