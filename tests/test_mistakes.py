@@ -19,6 +19,11 @@ PARAMS = {'w': jnp.ones((4, 8)), 'b': jnp.ones(3)}
 MORE = PARAMS | {'new': jnp.ones(2)}
 FEEDBACK, EF21 = LINKS = def_jax.error_feedback(BLOCK, None), def_jax.ef21(BLOCK, None)
 WRAPPER = def_jax.error_feedback(BLOCK, None, inner=optax.sgd(0.1, momentum=0.9))
+WITHIN = [
+    *(WRAPPER, optax.chain(optax.identity(), WRAPPER)),
+    optax.inject_hyperparams(def_jax.def_sgd, static_args=('compression', 'bits'))(0.1, 64, None),
+    optax.multi_transform({'sent': WRAPPER, 'still': optax.set_to_zero()}, {'w': 'sent', 'b': 'still'}),
+]
 PRESET = functools.partial(def_jax.def_sgd, 0.1, 64, None)
 CHAIN = optax.chain(optax.sgd(0.1, momentum=0.9), FEEDBACK)
 TWICE = optax.chain(FEEDBACK, FEEDBACK)
@@ -192,9 +197,10 @@ MISTAKES = [
             'a part of one .ScaleByAdamState., precedes another .* as inner=',
             read,
             PARAMS,
-            optax.chain(optax.adam(0.1), WRAPPER).init(PARAMS),
+            optax.chain(optax.adam(0.1), within).init(PARAMS),
         )
         for read in POINTS
+        for within in WITHIN
     ),
     ('one worker; the variance between workers needs', diagnostics.gradient_statistics, PARAMS, None),
     ('error_statistics: opt_state holds no residual', diagnostics.error_statistics, (), None),
@@ -218,8 +224,10 @@ def test_what_resembles_a_mistake():
     """Links on different tensors, a flattened state of NumPy arrays, integers as seeds, an inner wrapper."""
     inside = def_jax.error_feedback(BLOCK, None, inner=optax.apply_if_finite(optax.sgd(0.1), 5))
     def_jax.detached_params(PARAMS, inside.init(PARAMS))
-    apart = optax.chain(*(optax.masked(FEEDBACK, {'w': w, 'b': not w}) for w in (True, False)))
-    def_jax.detached_params(PARAMS, apart.init(PARAMS))
+    for first in (FEEDBACK, optax.adam(0.1)):
+        parts = zip((first, FEEDBACK), (True, False), strict=True)
+        apart = optax.chain(*(optax.masked(part, {'w': w, 'b': not w}) for part, w in parts))
+        def_jax.detached_params(PARAMS, apart.init(PARAMS))
     state = optax.chain(optax.sgd(0.1), optax.flatten(FEEDBACK)).init(PARAMS)
     read = def_jax.detached_params(PARAMS, jax.tree.map(np.asarray, state))
     assert jax.tree.map(jnp.shape, read) == jax.tree.map(jnp.shape, PARAMS)

@@ -2,7 +2,7 @@
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -208,36 +208,60 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
         if type(node) in _AROUND and link_states(node):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
 
-    def is_feedback(node):
-        return is_link(node) and hasattr(node, 'inner')
+    for chain in _chains_around(opt_state):
+        place = next(i for i, part in enumerate(chain) if _feedback(part))
+        links, before, after = _feedback(chain[place]), chain[:place], chain[place + 1 :]
+        if links[0] is not chain[place]:  # within masked, and what is masked beside it may have other tensors
+            before, after = (
+                [x for x in parts if type(x) is not optax.MaskedState] for parts in (before, after)
+            )
+        for where, part in (('before', before), ('after', after)):
+            check_accumulation(part, f'{caller}: the chain has, {where} def_jax.error_feedback,')
+        for link in links:
+            _check_between(link, before, after, caller, in_spmd)
+
+
+def _feedback(node: Any) -> list[Any]:
+    """The states of links with error feedback in a part of a chain."""
+    return [state for state in link_states(node) if hasattr(state, 'inner')]
+
+
+def _chains_around(opt_state: PyTree) -> Iterator[tuple[Any, ...]]:
+    """The states of each chain's transformations, of chains that links with error feedback are in."""
 
     def is_chain(node):
-        return any(map(is_feedback, chained(node)))
+        return any(map(_feedback, chained(node)))
 
     for chain in map(chained, filter(is_chain, jax.tree.leaves(opt_state, is_leaf=is_chain))):
-        place = next(filter(lambda i: is_feedback(chain[i]), range(len(chain))))
-        for where, part in (('before', chain[:place]), ('after', chain[place + 1 :])):
-            check_accumulation(part, f'{caller}: the chain has, {where} def_jax.error_feedback,')
-        bare = isinstance(chain[place].inner, optax.EmptyState)  # around no optimizer
-        leaves = jax.tree.leaves([part for part in chain[:place] if not is_link(part)])
-        floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        if bare and not all(map(link_states, chain[place + 1 :])):
-            raise ValueError(
-                f'{caller}: something stands after def_jax.error_feedback in the chain, which has no inner=: '
-                'an optimizer there is given updates in place of gradients. Pass it as inner= instead.'
-            )
-        if not bare and (kind := next(_of_types(_OPTIMIZERS, chain[:place]), None)):
-            raise ValueError(
-                f'{caller}: an optimizer, or a part of one ({kind}), precedes another such as def_sgd in the '
-                'chain. Two whole optimizers both negate, and x would climb. Pass all of it to '
-                'def_jax.error_feedback as inner=.'
-            )
-        skips = not isinstance(chain[place].skipped, tuple)  # and what precedes keeps a NaN for good
-        alone = chain[place].worker.shape[:-1]  # of one number, or of one for every worker
-        moments = floats if bare else [leaf for leaf in floats if leaf.shape != alone]
-        if moments and (skips or (bare and in_spmd)):
-            why = 'skip_nonfinite does not hold it' if skips else 'it sees x, not the detached point'
-            raise ValueError(
-                f'{caller}: a transformation with a state of its own precedes the link in the chain, where '
-                f'{why}. Pass it as inner=, e.g. error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)).'
-            )
+        yield chain
+        for part in chain:
+            yield from _chains_around(part)
+
+
+def _check_between(
+    link: Any, before: Sequence[Any], after: Sequence[Any], caller: str, in_spmd: bool
+) -> None:
+    """Raises ValueError if a link can't stand between these in a chain."""
+    bare = isinstance(link.inner, optax.EmptyState)  # around no optimizer
+    if bare and not all(map(link_states, after)):
+        raise ValueError(
+            f'{caller}: something stands after def_jax.error_feedback in the chain, which has no inner=: '
+            'an optimizer there is given updates in place of gradients. Pass it as inner= instead.'
+        )
+    if not bare and (kind := next(_of_types(_OPTIMIZERS, before), None)):
+        raise ValueError(
+            f'{caller}: an optimizer, or a part of one ({kind}), precedes another such as def_sgd in the '
+            'chain. Two whole optimizers both negate, and x would climb. Pass all of it to '
+            'def_jax.error_feedback as inner=.'
+        )
+    leaves = jax.tree.leaves([part for part in before if not is_link(part)])
+    floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    skips = not isinstance(link.skipped, tuple)  # and what precedes keeps a NaN for good
+    alone = link.worker.shape[:-1]  # of one number, or of one for every worker
+    moments = floats if bare else [leaf for leaf in floats if leaf.shape != alone]
+    if moments and (skips or (bare and in_spmd)):
+        why = 'skip_nonfinite does not hold it' if skips else 'it sees x, not the detached point'
+        raise ValueError(
+            f'{caller}: a transformation with a state of its own precedes the link in the chain, where '
+            f'{why}. Pass it as inner=, e.g. error_feedback(..., inner=optax.sgd(0.1, momentum=0.9)).'
+        )
