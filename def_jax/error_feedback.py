@@ -286,6 +286,11 @@ def detached_params(params: PyTree, opt_state: PyTree) -> PyTree:
 def _at_point(params: PyTree, states: list[ErrorFeedbackState]) -> PyTree:
     params = vary(params, varying_axes([state.residual for state in states]))
     for state in states:
+        if jnp.ndim(state.detach):  # λ of every worker would be broadcast along the last axis
+            raise ValueError(
+                'detached_params: opt_state is stacked over workers. Call it inside the mapped function, or '
+                'map it: jax.vmap(def_jax.detached_params)(params, opt_state).'
+            )
         params = _add(params, lax.stop_gradient(state.residual), scale=state.detach)
     return params
 

@@ -185,7 +185,10 @@ whole interval lies above -0.01.
 **Findings.** With 8 workers at 1/64 of the bytes, no rival is near. In nats from DEF-Q, the best row of
 each ends
 
-- DiLoCo: <!-- number: rivals_transformer; 8 workers, 1/64; DiLoCo, H = 8, 4 bits, outer 0.7, 0.9, b1 = 0; difference --><!-- /number -->
+- Streaming DiLoCo: <!-- number: rivals_transformer; 8 workers, 1/64, with the outer optimizer of the grid; Streaming DiLoCo, a quarter every 2 steps, outer 1, 0.8, b1 = 0; difference --><!-- /number -->,
+  and <!-- number: rivals_transformer; 8 workers, 1/64; Streaming DiLoCo, a quarter every 2 steps, b1 = 0; difference --><!-- /number --> as published
+- DiLoCo: <!-- number: rivals_transformer; DiLoCo's outer optimizer, 8 workers at 1/64; DiLoCo, H = 8, 4 bits, outer 1, 0.8, b1 = 0; difference --><!-- /number -->,
+  and <!-- number: rivals_transformer; 8 workers, 1/64; DiLoCo, H = 8, 4 bits, outer 0.7, 0.9, b1 = 0; difference --><!-- /number --> as published
 - top-k: <!-- number: rivals_transformer; 8 workers, 1/64; top-k, b1 = 0; difference --><!-- /number -->
 - SparseLoCo: <!-- number: rivals_transformer; 8 workers, 1/64; SparseLoCo, H = 4, error 0.95, b1 = 0.9; difference --><!-- /number -->
 - local AdamW: <!-- number: rivals_transformer; 8 workers, 1/64; local AdamW, H = 8, b1 = 0.9; difference --><!-- /number -->
@@ -199,8 +202,10 @@ At 1/256, AdamW leads DEF-Q in 1
 bit by <!-- number: rivals_transformer; 8 workers, 1/256; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
 nats. From DEF-Q, the best row of each rival ends
 
-- DiLoCo: <!-- number: rivals_transformer; 8 workers, 1/256; DiLoCo, H = 32, 4 bits, outer 1.4, 0.5, b1 = 0; difference --><!-- /number -->
-- Streaming DiLoCo: <!-- number: rivals_transformer; 8 workers, 1/256; Streaming DiLoCo, a quarter every 8 steps, b1 = 0; difference --><!-- /number -->
+- DiLoCo: <!-- number: rivals_transformer; 8 workers, 1/256; DiLoCo, H = 32, 4 bits, outer 1.4, 0.5, b1 = 0; difference --><!-- /number -->,
+  and <!-- number: rivals_transformer; 8 workers, 1/256, with the outer optimizer of the grid; DiLoCo, H = 32, 4 bits, outer 1, 0.8, b1 = 0; difference --><!-- /number --> with 1 and 0.8 outside
+- Streaming DiLoCo: <!-- number: rivals_transformer; 8 workers, 1/256; Streaming DiLoCo, a quarter every 8 steps, b1 = 0; difference --><!-- /number -->,
+  and <!-- number: rivals_transformer; 8 workers, 1/256, with the outer optimizer of the grid; Streaming DiLoCo, a quarter every 8 steps, outer 1, 0.8, b1 = 0; difference --><!-- /number --> with 1 and 0.8
 - local AdamW: <!-- number: rivals_transformer; 8 workers, 1/256; local AdamW, H = 32, b1 = 0.9; difference --><!-- /number -->
 - SparseLoCo: <!-- number: rivals_transformer; 8 workers, 1/256; SparseLoCo, H = 16, error 0.95, b1 = 0.9; difference --><!-- /number -->
 - DeMo: <!-- number: rivals_transformer; 8 workers, 1/256; DeMo; difference --><!-- /number -->

@@ -37,6 +37,10 @@ def like(value):
     return jax.tree.map(lambda x: jnp.full(x.shape, value), PARAMS)
 
 
+def stacked(optimizer):
+    return jax.tree.map(lambda x: jnp.stack([x] * 8), (PARAMS, optimizer.init(PARAMS)))
+
+
 def seeded(make):
     return lambda seed: make(BLOCK, None, seed=seed)
 
@@ -201,6 +205,10 @@ MISTAKES = [
         )
         for read in POINTS
         for within in WITHIN
+    ),
+    *(  # whose λ would be broadcast
+        (r'detached_params: opt_state is stacked over workers. .* jax.vmap', POINTS[0], *stacked(optimizer))
+        for optimizer in (FEEDBACK, WRAPPER)
     ),
     ('one worker; the variance between workers needs', diagnostics.gradient_statistics, PARAMS, None),
     ('error_statistics: opt_state holds no residual', diagnostics.error_statistics, (), None),
