@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import NamedSharding, P, lax
 
 from def_jax.error_feedback import ErrorFeedbackState, detached_params
@@ -87,6 +88,7 @@ def run(
             'parameters. Pass the batch as an argument of the function instead of closing over it.'
         )
     divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 1 else 'batch') for i in split}
+    _check_undivided(workers.num_workers, divided, {i: x for i, x in given.items() if i not in split + keys})
     numbers = workers.place(jnp.arange(workers.num_workers), P(workers.axis_name))
     others = given | dict.fromkeys(split), kwargs
 
@@ -103,6 +105,24 @@ def run(
         return function(point, *(given | divided | folded).values(), **kwargs)
 
     return _on_workers(workers, worker, mapping, (points, divided, numbers), jax.tree.map(shared, others))
+
+
+def _check_undivided(size: int, divided: PyTree, others: dict[int, Any]) -> None:
+    """Raises ValueError for an array of a row for each worker, as the batch has, that all are given whole.
+
+    With more rows the shapes would not fit; these would be broadcast against the one row of each worker.
+    """
+    single = any(x.shape[1:2] == (1,) for x in jax.tree.leaves(divided))
+    for i, x in others.items():
+        is_array = (
+            isinstance(x, jax.Array | np.ndarray) and not is_typed(x) and x.dtype != jnp.uint32
+        )  # no key
+        if single and is_array and x.shape[:1] == (size,):
+            raise ValueError(
+                f'argument {i} has {size} rows, as the batch has, but is not divided among the workers: each '
+                'would be given all of it. Pass it within the batch, as a tuple, or name it in split of '
+                'at_points. What all workers need, pass in a dict.'
+            )
 
 
 def _folded(key: jax.Array, number: jax.Array) -> jax.Array:

@@ -102,6 +102,19 @@ def test_what_a_step_is_given_must_belong_together():
         jax.eval_shape(dist.update, {'w': PARAMS['w']}, shapes, PARAMS)
 
 
+def test_labels_beside_a_batch_of_a_row_a_worker_are_not_broadcast():
+    dist, (x, labels) = two_by_four(), (jnp.ones((2, 8)), jnp.ones(2))
+
+    def loss(params, x, labels):
+        return jnp.mean((square_loss(params, x) - labels) ** 2)
+
+    arguments = PARAMS, jax.eval_shape(dist.init, PARAMS), x
+    with pytest.raises(ValueError, match=r'argument 2 has 2 rows, .* within the batch, as a tuple'):
+        jax.eval_shape(dist.value_and_grad(loss), *arguments, labels)
+    jax.eval_shape(dist.at_points(loss, split=(1, 2)), *arguments, labels)
+    jax.eval_shape(dist.at_points(loss), *arguments, jax.random.PRNGKey(0))
+
+
 @pytest.mark.parametrize(
     ('name', 'shape'), [('value', (2,)), ('grad', {'w': (2, 8, 6), 'b': (2, 6)})], ids=['value', 'grad']
 )
