@@ -141,4 +141,4 @@ def _are_rngs(x: Any) -> bool:
 
 def _agreed(x: jax.Array) -> jax.Array:
     """The mean of what workers computed, or what they have in common, like counts."""
-    return x.mean(0) if jnp.issubdtype(x.dtype, jnp.floating) else x.max(0)  # x[0] fails on Explicit axes
+    return x.mean(0) if jnp.issubdtype(x.dtype, jnp.inexact) else x.max(0)  # x[0] fails on Explicit axes

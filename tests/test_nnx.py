@@ -123,6 +123,18 @@ def test_random_numbers_differ_by_worker(by_name):
     assert int(rngs.default.count[...]) == 1
 
 
+def test_a_complex_variable_is_the_mean_of_the_workers():
+    model = Model(nnx.Rngs(0))
+    model.phase = nnx.Variable(jnp.zeros((), jnp.complex64))
+
+    def loss_fn(model, rows):
+        model.phase[...] = 1j * rows.sum()
+        return jnp.mean(model(rows) ** 2)
+
+    optimizer_of(model).value_and_grad(loss_fn)(model, ROWS)
+    np.testing.assert_allclose(model.phase[...], 0.5j * ROWS.sum(), rtol=1e-5)
+
+
 def test_stacked_layers_have_stacked_keys():
     """`nnx.scan` runs layers that `nnx.vmap` made, so their random numbers are arrays of keys."""
 

@@ -15,7 +15,8 @@ def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.Gr
     last = optax.conditionally_mask(optimizer, lambda call: call % every == every - 1)
 
     def init(params):  # the state of a chain, of which what precedes the link is per-worker
-        return (float32_zeros(params), jnp.zeros((), jnp.int32), jnp.zeros(())), last.init(params)
+        calls, total = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+        return (float32_zeros(params), calls, total), last.init(params)
 
     def update(grads, state, params=None, **extra_args):
         (mean, n, total), of_last = state

@@ -1,5 +1,6 @@
 """Weights of workers. The oracle, under every mapping: test_random_composition.py."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +84,15 @@ def test_spmd_weights_what_it_accumulates():
             updates, state = jax.jit(dist.update)(given, state, x, weight=weight)
         mean = np.einsum('iw,iwn->n', of_calls, calls) / of_calls.sum()
         np.testing.assert_allclose(updates, -0.1 * mean, rtol=1e-5)
+
+
+def test_what_spmd_accumulates_keeps_its_types_with_x64():
+    mesh = jax.make_mesh((3,), ('workers',), devices=jax.devices()[:3])
+    with jax.enable_x64(True):
+        dist, x = def_jax.spmd(make(), mesh, accumulate=2), jnp.zeros(4, jnp.float32)
+        state = jax.eval_shape(dist.init, x)
+        _, after = jax.eval_shape(dist.update, jnp.zeros((3, 4), jnp.float32), state, x)
+    chex.assert_trees_all_equal_dtypes(state, after)
 
 
 def test_spmd_takes_a_weight_for_every_worker():
