@@ -18,6 +18,7 @@ grid", planned after that and before their runs.
 """
 
 from experiments.adamw import adamw
+from experiments.few_bits import again
 from experiments.methods import REVISION
 from experiments.own_chunk import exact
 from experiments.tuning import Contender, Setting
@@ -27,7 +28,7 @@ __all__ = ['PAGE', 'SETTINGS']
 _USUAL, _LATE = (0.9, 0.95), (0.0, 0.995)
 _PUBLISHED, _TUNED = (0.7, 0.9), (1.4, 0.5)  # outer rate and momentum, of the paper and of the first trial
 _OUTERS = ((1.0, 0.5), (2.0, 0.5), (1.0, 0.8), (0.7, 0.8), (0.4, 0.9), (1.4, 0.0), (2.0, 0.0), (1.0, 0.9))
-_OF_GRID = (1.0, 0.8)  # best of the grid of outer rates and momentums
+_BEST = (1.0, 0.8)  # of the grid of outer rates and momentums
 _DENSE = 180  # 15 % of the steps, as 1-bit Adam's paper has
 
 
@@ -138,6 +139,15 @@ def _setting(compression: int, workers: int, name: str = '', *rivals: Contender)
     )
 
 
+_OF_THE_GRID = [
+    _setting(
+        *(compression, workers, f'{workers} workers, 1/{compression}, with the outer optimizer of the grid'),
+        *([] if (compression, workers) == (64, 8) else [_diloco(compression // 8, 4, _BEST, _LATE, 0.0125)]),
+        _streaming(compression // 32, _LATE, 0.0125, _BEST),
+    )
+    for compression, workers in ((64, 8), (256, 8), (64, 2), (256, 2))
+]
+
 SETTINGS = [
     _setting(64, 8),
     _setting(256, 8),
@@ -150,21 +160,12 @@ SETTINGS = [
         *(_diloco(64, 32, outer, _LATE, 0.0125) for outer in (_TUNED, _PUBLISHED)),
         *(_sparse_loco(256, 4, _LATE, error_decay) for error_decay in (0.8, 0.99)),
     ),
-    *(
-        _setting(
-            *(
-                compression,
-                workers,
-                f'{workers} workers, 1/{compression}, with the outer optimizer of the grid',
-            ),
-            *(
-                [_diloco(compression // 8, 4, _OF_GRID, _LATE, 0.0125)]
-                if (compression, workers) != (64, 8)
-                else []
-            ),
-            _streaming(compression // 32, _LATE, 0.0125, _OF_GRID),
-        )
-        for compression, workers in ((64, 8), (256, 8), (64, 2), (256, 2))
+    *_OF_THE_GRID,
+    # Three seeds left DiLoCo open here.
+    again(
+        *(_OF_THE_GRID[2], range(1010, 1020), 'AdamW, b1 = 0.8, b2 = 0.95'),
+        'DiLoCo, H = 8, 4 bits, outer 1, 0.8, b1 = 0',
+        'Streaming DiLoCo, a quarter every 2 steps, outer 1, 0.8, b1 = 0',
     ),
 ]
 
