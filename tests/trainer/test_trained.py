@@ -1,5 +1,6 @@
 """After training: the model leaves its run, a run goes on for longer, another split is evaluated."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -60,6 +61,17 @@ def test_arrays_keep_layout_and_type(recorded, tmp_path):
     trained.write(tmp_path, recorded.experiment, {'x': {'params': params, 'batch_stats': {}}})
     variables, _ = def_jax.trainer.load(tmp_path, 'x')
     fixtures.assert_same_bits(variables, {'params': params})
+
+
+def test_the_description_of_the_data_is_json(recorded, tmp_path):
+    spec = dataclasses.replace(recorded.experiment.dataset.spec, mean=np.ones(1), flip=np.False_)
+    dataset = dataclasses.replace(recorded.experiment.dataset, spec=spec)
+    trained.write(
+        tmp_path, dataclasses.replace(recorded.experiment, dataset=dataset), {'x': {'w': np.ones(1)}}
+    )
+    with safetensors.safe_open(tmp_path / 'x.safetensors', framework='np') as file:
+        data = json.loads(file.metadata()['data'])
+    assert (data['mean'], data['flip']) == ([1.0], False)
 
 
 def test_what_cannot_be_loaded_is_refused(recorded, tmp_path):
