@@ -175,6 +175,29 @@ def test_a_choice_on_validation_is_followed_by_the_test(data_dir, tmp_path):
     ]
 
 
+def test_with_other_keys_of_evaluation_a_finished_run_is_evaluated_again(data_dir, tmp_path):
+    """It reports what a new run with these keys does, and so does a third start, which changes nothing."""
+
+    def timeless(figures):
+        return {name: value for name, value in figures.items() if name != 'seconds'}
+
+    first = fixtures.train(fixtures.tiny_config(data_dir, num_epochs=2), tmp_path / 'run')
+    for count, changes in enumerate(
+        ({'test_examples': 50}, {'recalibrate_batches': 1}, {'evaluate_train_examples': 50}), start=2
+    ):
+        config = fixtures.tiny_config(data_dir, num_epochs=2, **changes)
+        again, other = (fixtures.train(config, tmp_path / name) for name in ('run', *changes))
+        assert timeless(again['metrics']) == timeless(other['metrics']) != timeless(first['metrics'])
+        assert timeless(again['curve'][-1]) == timeless(other['curve'][-1])
+        assert [point['step'] for point in again['curve']] == [5, 10]
+        models = [def_jax.trainer.load(tmp_path / name)[0] for name in ('run', *changes)]
+        fixtures.assert_same_bits(*models)
+        records = fixtures.records(tmp_path / 'run')
+        assert sum('test_loss_x' in r and r['step'] == 10 for r in records) == count
+        assert fixtures.train(config, tmp_path / 'run') == again
+        assert fixtures.records(tmp_path / 'run') == records
+
+
 # --- The page ---
 
 
