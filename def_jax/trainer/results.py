@@ -60,7 +60,7 @@ def write(
             'visits_per_block': steps_done / sent.true_ratio,
             'bytes_per_step': sent.bytes_per_step,
             'dense_bytes_per_step': sent.dense_bytes_per_step,
-            'megabytes_sent': sent.megabytes_sent(steps_done),
+            'megabytes_sent': sent.megabytes_sent(steps_done, log.records),
             'megabytes_dense': steps_done * sent.dense_bytes_per_step / 1e6,
         },
         'data': dict(experiment.dataset.about),
