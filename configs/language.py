@@ -6,7 +6,8 @@ Expected: test loss of x and y about 1.35 nats per byte (1.94 bits), a sampled t
 Variants: --config.method=sgd (dense AdamW at the same learning rate),
           --config.dataset=tiny_shakespeare (needs a network once),
           --config.model=transformer_11m --config.ratio=16 --config.learning_rate=0.0008 (falls with size),
-          --config.dataset_options.context=256, --config.model_options.remat=True, ...
+          --config.dataset_options.context=256 --config.model_options.context=256 --config.test_examples=1024
+          (longer sequences, of which the test split has fewer), --config.model_options.remat=True, ...
           --config.num_workers=2 --config.shards_per_worker=4 (workers of four devices, sharded inside)
 
 --config.optimizer=muon, lion and others work as well, with rates of their own.

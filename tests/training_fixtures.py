@@ -48,6 +48,7 @@ _tiny_vgg = functools.partial(vgg.VGG, stages=((8,),))
 _OUTPUT_KEYS = {
     *('diagnostics_every', 'eval_every_epochs', 'log_every_steps', 'keep_checkpoints'),
     *('recalibrate_batches', 'check_replicas_every', 'validation_examples', 'evaluate_on'),
+    *('test_examples', 'evaluate_train_examples'),
 }
 _RELEVANT_KEYS = {
     'init': (

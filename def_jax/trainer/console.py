@@ -33,12 +33,13 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
     how = {'dense': 'dense', 'ef21': blocks, 'error_feedback': point, 'baseline': own}[method.kind]
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())
     epochs = f'{experiment.num_epochs:{_decimals(experiment.num_epochs)}}'
+    unused = '; num_steps is set, so num_epochs has no effect' if config.num_steps else ''
     lines = {
         'method': f'{experiment.title} ({how})' if how else experiment.title,
         'workers': f'{config.num_workers}{each} on {devices} {kind} device(s), batch {config.batch_size}',
         'model': f'{config.model}, {sent.num_params:,} parameters',
         'data': f'{config.dataset}, {len(experiment.dataset.train):,} training and {evaluated} examples',
-        'steps': f'{experiment.num_steps:,} in {epochs} epochs',
+        'steps': f'{experiment.num_steps:,} in {epochs} epochs{unused}',
         'sent per step': f'{round(sent.elements_per_step):,} elements, {_size(sent.bytes_per_step)}, dense '
         f'{_size(sent.dense_bytes_per_step)} per worker; true ratio {sent.true_ratio:.1f}',
     }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,8 +63,15 @@ class Communication:
     def dense_bytes_per_step(self) -> int:
         return 4 * self.num_params
 
-    def megabytes_sent(self, steps: int) -> float:
-        """Megabytes that a worker has sent after `steps` steps."""
+    def megabytes_sent(self, steps: int, records: Sequence[Mapping[str, Any]] = ()) -> float:
+        """Megabytes that a worker has sent after `steps` steps.
+
+        Up to the last of `records`, as that says: other workers, with other messages, may have trained.
+        """
+        for record in reversed(records):
+            if 'megabytes_sent' in record:
+                since = self.megabytes_sent(steps) - self.megabytes_sent(record['step'])
+                return round(record['megabytes_sent'] + since, 6)  # whole bytes
         messages = (steps + (self.every - 1) * self.overlap) // self.every
         sent = messages * self.message_bytes + steps * 4 * self.always
         sent += min(steps, self.dense_steps) * (self.dense_bytes_per_step - self.message_bytes)

@@ -224,7 +224,10 @@ class _Run:
             there = f'it has the records of {evaluations} evaluations'
             cure = 'Restore the folder checkpoints, or choose another --workdir to start over'
             raise ValueError(f'the checkpoints of {folder} are missing, but {there}. {cure}.')
+        self._result = results.finished(folder, start) if start == experiment.num_steps else None
+        self._outdated = self._result is not None and results.is_outdated(self._result, config)
         evaluated = any(self._evaluated[0] in record and record['step'] == start for record in records)
+        evaluated = evaluated and not self._outdated
         if config.elastic and start == experiment.num_steps and not evaluated:
             there = f'the run in {folder} has made its last step, but not the evaluation after it'
             raise ValueError(f'{there}. Run it once more with --config.elastic=False.')
@@ -300,7 +303,7 @@ class _Run:
         # Elastic processes synchronise only inside a step, so none can evaluate before the first.
         if not self._start or self.experiment.config.elastic:
             return False
-        return processes.broadcast(not self._log.is_evaluated(self._start))
+        return processes.broadcast(self._outdated or not self._log.is_evaluated(self._start))
 
     def _evaluate(self, workers: '_AnyWorkers', progress: console_lib.Progress) -> None:
         """Records an evaluation. A state whose loss is not finite is not kept."""
@@ -337,9 +340,8 @@ class _Run:
 
         trained.write(folder, experiment, points)
         # A run that had already finished keeps its result, which names the machine and commit it ran on.
-        result = results.read(folder) if self._start == experiment.num_steps else None
-        split = result.get('measure', {}).get('split') if result else None
-        if result is None or result.get('status') != 'finished' or split != experiment.measure.split:
+        result = self._result
+        if result is None or self._outdated:
             result = results.write(folder, experiment, self._log, sample=sample)
         title, answers = result['title'], result['answers']
         plots.plot_curves(folder / 'curves.png', records, title, answers, experiment.measure)

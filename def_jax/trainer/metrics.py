@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -29,8 +30,8 @@ class Seal(NamedTuple):
 class MetricLog:
     """Appends records to `metrics.jsonl` and to TensorBoard; all processes but the first only keep them.
 
-    A resumed run truncates the file to what its checkpoint sealed, plus the evaluation of that step if its
-    record follows; `evaluated` has the keys that mark an evaluation, that of the current split first. So the
+    A resumed run truncates the file to what its checkpoint sealed, plus the evaluations of that step whose
+    records follow; `evaluated` has the keys that mark an evaluation, that of the current split first. So the
     file ends as it would have without the interruption. Raises ValueError if a sealed record is missing or
     was changed, or if a file cannot be written.
     """
@@ -99,10 +100,15 @@ class MetricLog:
             self._writes = False
 
     def _sealed(self, seal: Seal, step: int) -> bytes:
-        """The sealed bytes, and the next line if it is complete and the evaluation of this step."""
+        """The sealed bytes, and those of the next lines that are complete and evaluations of this step."""
+
+        def is_evaluation(line: bytes) -> bool:
+            found = _records(line) if line.endswith(b'\n') else []
+            return any(r['step'] == step and not r.keys().isdisjoint(self._evaluated) for r in found)
+
         try:
             with self._path.open('rb') as file:
-                content, line = file.read(seal.size), file.readline()
+                content, following = file.read(seal.size), file.readlines()
             problem = '' if len(content) == seal.size else f'ends after {len(content)} of {seal.size} bytes'
             if not problem and hashlib.sha256(content).hexdigest() != seal.checksum:
                 problem = 'was changed'
@@ -111,8 +117,8 @@ class MetricLog:
         if problem:
             lost = f'{problem}, so records before the checkpoint of step {step} are lost'
             raise ValueError(f'{self._path} {lost}. Restore that file, or choose another --workdir.')
-        follows = any(r['step'] == step and not r.keys().isdisjoint(self._evaluated) for r in _records(line))
-        return content + line if follows and line.endswith(b'\n') else content
+        evaluations = [*itertools.takewhile(is_evaluation, following)]
+        return content + b''.join(evaluations)
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:

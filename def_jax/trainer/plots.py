@@ -37,7 +37,8 @@ def plot_curves(
         pictures.log_y(loss)
         for point in ('x', 'y', 'own'):
             key = measure.key(point)
-            drawn = [{**r, key: scale * (1 - r[key] if as_error else r[key])} for r in records if key in r]
+            last = {r['step']: r for r in records if key in r}.values()  # of a step that was evaluated again
+            drawn = [{**r, key: scale * (1 - r[key] if as_error else r[key])} for r in last]
             if drawn:
                 color, label = pictures.color_of(answers.get(point, '')), point_name(point, answers)
                 _draw(error, drawn, key, 'epoch', color=color, label=label)

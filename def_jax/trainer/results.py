@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import jax
 
 import def_jax
 from def_jax.trainer.checkpointing.workdir import write_json
+from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.experiment import Experiment
 from def_jax.trainer.metrics import MetricLog
 from def_jax.trainer.tasks.base import Measure
 
-__all__ = ['read', 'write']
+__all__ = ['finished', 'is_outdated', 'read', 'write']
 
+_EVALUATION = ('evaluate_on', 'evaluate_train_examples', 'recalibrate_batches', 'test_examples')
 _SPLITS = ('test_', 'validation_', 'train_')  # how the names of metrics begin
 
 
@@ -57,7 +60,7 @@ def write(
             'visits_per_block': steps_done / sent.true_ratio,
             'bytes_per_step': sent.bytes_per_step,
             'dense_bytes_per_step': sent.dense_bytes_per_step,
-            'megabytes_sent': sent.megabytes_sent(steps_done),
+            'megabytes_sent': sent.megabytes_sent(steps_done, log.records),
             'megabytes_dense': steps_done * sent.dense_bytes_per_step / 1e6,
         },
         'data': dict(experiment.dataset.about),
@@ -80,14 +83,30 @@ def read(run: Path) -> dict[str, Any] | None:
     return result if isinstance(result, dict) else None
 
 
+def finished(run: Path, steps: int) -> dict[str, Any] | None:
+    """The result of a run that finished after so many steps; None if there is none."""
+    result = read(run)
+    ended = result and (result.get('status'), result.get('metrics', {}).get('steps')) == ('finished', steps)
+    return result if ended else None
+
+
+def is_outdated(result: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a configuration asks for another evaluation than that of a result."""
+    before = result.get('config', {})
+    return any(before.get(key, KEYS[key].default) != config[key] for key in _EVALUATION)
+
+
 def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:
     """The records of evaluations, each with the mean training loss since the previous one."""
-    curve, since, losses = [], [], iter(_losses(log))
+    curve: list[dict[str, Any]] = []
+    since, losses = [], iter(_losses(log))
     for record in log.records:
         if 'loss' in record:
             since.append(next(losses))
         if measure.key('x') in record:
-            curve.append(record | {'train_loss': _mean(since)})
+            again = curve and curve[-1]['step'] == record['step']  # with other keys of evaluation
+            loss = curve.pop()['train_loss'] if again else _mean(since)
+            curve.append(record | {'train_loss': loss})
             since = []
     return curve
 

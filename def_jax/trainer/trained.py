@@ -41,7 +41,7 @@ def write(folder: Path, experiment: Experiment, points: Mapping[str, Mapping[str
         'model_options': dict(dataset.model_options),
         'data': dataclasses.asdict(spec) if spec else {},  # by which images are standardised
     }
-    metadata = {name: json.dumps(value, default=repr) for name, value in about.items()}
+    metadata = {name: json.dumps(value, default=_described) for name, value in about.items()}
     for point, variables in points.items():
         metadata['point'] = point
         leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
@@ -89,6 +89,11 @@ def load(folder: str | os.PathLike, point: str = 'y') -> tuple[dict[str, Any], A
             node = node.setdefault(parent, {})
         node[last] = jnp.asarray(array)
     return variables, parts.make_model(config, json.loads(metadata['model_options']))
+
+
+def _described(value: Any) -> Any:
+    """A spec's arrays and scalars of NumPy as lists and numbers, and the rest as Python prints it."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else repr(value)
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:

@@ -80,7 +80,7 @@ class Window:
         """Where the run stands after `done` steps: epochs, megabytes sent per worker, seconds."""
         return {
             'epoch': done / self._experiment.steps_per_epoch,
-            'megabytes_sent': self._experiment.communication.megabytes_sent(done),
+            'megabytes_sent': self._experiment.communication.megabytes_sent(done, self._log.records),
             'seconds': self._earlier_seconds + time.perf_counter() - self._opened,
         }
 

@@ -48,10 +48,15 @@ def steps_of(folder):
 def test_the_evaluation_of_a_checkpoint_follows_its_seal_and_is_kept(tmp_path, log, seals):
     path = tmp_path / 'metrics.jsonl'
     evaluation = json.dumps({'step': 9, 'accuracy': 0.5}).encode() + b'\n'
-    for rest, kept in ((evaluation, 1), (evaluation[:-1], 0), (evaluation.replace(b'9', b'8'), 0)):
+    for rest, kept in (
+        (evaluation, 1),
+        (2 * evaluation, 2),
+        (evaluation[:-1], 0),
+        (evaluation.replace(b'9', b'8'), 0),
+    ):
         path.write_bytes(path.read_bytes()[: seals[9].size] + rest + b'{"step": 12}\n')
         resumed = log(9, seals[9], evaluated=['accuracy'])
-        assert resumed.is_evaluated(9) == kept
+        assert resumed.is_evaluated(9) == bool(kept)
         assert steps_of(tmp_path) == [*STEPS, *[9] * kept]
         resumed.close()
 

@@ -1,5 +1,6 @@
 """After training: the model leaves its run, a run goes on for longer, another split is evaluated."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -60,6 +61,17 @@ def test_arrays_keep_layout_and_type(recorded, tmp_path):
     trained.write(tmp_path, recorded.experiment, {'x': {'params': params, 'batch_stats': {}}})
     variables, _ = def_jax.trainer.load(tmp_path, 'x')
     fixtures.assert_same_bits(variables, {'params': params})
+
+
+def test_the_description_of_the_data_is_json(recorded, tmp_path):
+    spec = dataclasses.replace(recorded.experiment.dataset.spec, mean=np.ones(1), flip=np.False_)
+    dataset = dataclasses.replace(recorded.experiment.dataset, spec=spec)
+    trained.write(
+        tmp_path, dataclasses.replace(recorded.experiment, dataset=dataset), {'x': {'w': np.ones(1)}}
+    )
+    with safetensors.safe_open(tmp_path / 'x.safetensors', framework='np') as file:
+        data = json.loads(file.metadata()['data'])
+    assert (data['mean'], data['flip']) == ([1.0], False)
 
 
 def test_what_cannot_be_loaded_is_refused(recorded, tmp_path):
@@ -161,6 +173,29 @@ def test_a_choice_on_validation_is_followed_by_the_test(data_dir, tmp_path):
         ['validation_loss_y'],
         ['test_loss_y'],
     ]
+
+
+def test_with_other_keys_of_evaluation_a_finished_run_is_evaluated_again(data_dir, tmp_path):
+    """It reports what a new run with these keys does, and so does a third start, which changes nothing."""
+
+    def timeless(figures):
+        return {name: value for name, value in figures.items() if name != 'seconds'}
+
+    first = fixtures.train(fixtures.tiny_config(data_dir, num_epochs=2), tmp_path / 'run')
+    for count, changes in enumerate(
+        ({'test_examples': 50}, {'recalibrate_batches': 1}, {'evaluate_train_examples': 50}), start=2
+    ):
+        config = fixtures.tiny_config(data_dir, num_epochs=2, **changes)
+        again, other = (fixtures.train(config, tmp_path / name) for name in ('run', *changes))
+        assert timeless(again['metrics']) == timeless(other['metrics']) != timeless(first['metrics'])
+        assert timeless(again['curve'][-1]) == timeless(other['curve'][-1])
+        assert [point['step'] for point in again['curve']] == [5, 10]
+        models = [def_jax.trainer.load(tmp_path / name)[0] for name in ('run', *changes)]
+        fixtures.assert_same_bits(*models)
+        records = fixtures.records(tmp_path / 'run')
+        assert sum('test_loss_x' in r and r['step'] == 10 for r in records) == count
+        assert fixtures.train(config, tmp_path / 'run') == again
+        assert fixtures.records(tmp_path / 'run') == records
 
 
 # --- The page ---

@@ -121,7 +121,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'batch_size': Key(128, 'examples per step, over all workers', least=1, change='with_workers'),
         'accumulate': Key(1, "equal parts of a worker's batch, one after another, to save memory", least=1),
         'num_epochs': Key(280, "the run's length", least=1, change='grows'),
-        'num_steps': Key(0, "the run's length in steps; 0 means `num_epochs`", change='grows'),
+        'num_steps': Key(0, 'its length in steps; unless 0, `num_epochs` has no effect', change='grows'),
         'learning_rate': Key(0.1, 'η, the peak of the schedule'),
         'schedule': Key('drops', '`cosine` follows a warm-up; `wsd` is warm-up, stable, decay', SCHEDULES),
         'learning_rate_drops': Key((0.5, 0.75), 'fractions of the run at which `drops` divides it by ten'),
@@ -134,7 +134,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'eval_every_epochs': Key(
             20, 'epochs between evaluations, each with a checkpoint', least=1, change='always'
         ),
-        'eval_every_steps': Key(0, 'the same in steps; 0 means `eval_every_epochs`', change='always'),
+        'eval_every_steps': Key(0, 'in steps; unless 0, `eval_every_epochs` has no effect', change='always'),
         'evaluate_on': Key(
             'test',
             '`validation` for runs that choose anything',

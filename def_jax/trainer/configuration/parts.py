@@ -1,12 +1,15 @@
 """What a configuration names, by a name in a table or an import path `package.module:factory`, made."""
 
 import copy
+import dataclasses
+import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from def_jax import def_adamw, def_sgd
@@ -76,7 +79,33 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
         evaluate_train_examples=config.evaluate_train_examples,
     )
     dataset.evaluated(config.evaluate_on)  # that there is one
-    return dataset
+    what = f'dataset={config.dataset!r}: model_options'
+    options = {name: _plain(f'{what}[{name!r}]', value) for name, value in dataset.model_options.items()}
+    return dataclasses.replace(dataset, model_options=options)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value as `def_jax.trainer.load` reads it, with Python's numbers in place of NumPy's scalars.
+
+    >>> _plain('model_options', {'sizes': [np.int64(3)], 'grey': np.False_})
+    {'sizes': [3], 'grey': False}
+    """
+
+    def number(x):
+        if isinstance(x, np.generic):
+            return x.item()
+        raise TypeError
+
+    try:
+        plain = json.loads(json.dumps(value, default=number))
+        fits = plain == value
+    except (TypeError, ValueError, RecursionError):
+        fits = False
+    if not fits:
+        allowed = 'a number, text, a bool, None, or lists and dicts of these, with text as keys'
+        why = 'since def_jax.trainer.load reads it from the file of the trained model'
+        raise ValueError(f'{name}={value!r} must be {allowed}, {why}.')
+    return plain
 
 
 def make_model(config: ml_collections.ConfigDict, model_options: Mapping[str, Any]) -> Any:

@@ -64,7 +64,7 @@ class Dataset:
         validation: what choices are made on; None if the data set has no such split.
         spec: what its tasks need to know, e.g. a `DatasetSpec`.
         model_options: arguments for factories of models, e.g. {'num_classes': 10}. A factory gets all of
-            them, but for those that `config.model_options` overrides.
+            them, but for those that `config.model_options` overrides. JSON, or scalars of NumPy.
         unit: what is counted, in the plural: 'images', 'tokens'.
         units_per_example: how many of them an example has.
         about: what a result records of the data, e.g. their version and checksums; JSON.

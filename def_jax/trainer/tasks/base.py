@@ -78,7 +78,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> PyTree:
-        """The initial variables: 'params', and running statistics in 'batch_stats', {} if it has none."""
+        """The initial variables: 'params', and running statistics in 'batch_stats', {} if it has none.
+
+        Both are nested dicts, whose keys are strings without '/'.
+        """
 
     @abc.abstractmethod
     def loss(

@@ -30,6 +30,9 @@ def check(experiment: Experiment) -> None:
         variables = experiment.abstract_variables
     if not isinstance(variables, Mapping) or variables.keys() != {'params', 'batch_stats'}:
         raise ValueError(f"{name}: init must return a dict of 'params' and 'batch_stats', which may be {{}}.")
+    for key in ('params', 'batch_stats'):
+        if variables[key] or key == 'params':
+            _check_names(name, key, variables[key])
     if config.recalibrate_batches and not jax.tree.leaves(variables['batch_stats']):
         what = f'config.recalibrate_batches={config.recalibrate_batches} needs BatchNorm statistics'
         raise ValueError(f'{what}, and the model has none. Set it to 0.')
@@ -50,6 +53,21 @@ def check(experiment: Experiment) -> None:
         next(experiment.test_batches(experiment.evaluated[config.evaluate_on])), workers.shape
     )
     _check_sums(task, name, variables, batch)
+
+
+def _check_names(name: str, place: str, tree: Any) -> None:
+    """Raises ValueError unless a tree can be made from its arrays' names, as `def_jax.trainer.load` does."""
+    if isinstance(tree, jax.ShapeDtypeStruct):
+        return
+    cure = "make it a dict of arrays or of such dicts, with strings without '/' as keys"
+    why = 'or the trained model could not be loaded'
+    if not isinstance(tree, Mapping) or not tree:
+        found = 'None' if tree is None else f'{"a" if tree else "an empty"} {type(tree).__name__}'
+        raise ValueError(f'{name}: init returns {found} as {place!r}; {cure}, {why}.')
+    for key, value in tree.items():
+        if not isinstance(key, str) or '/' in key:
+            raise ValueError(f'{name}: init returns the key {key!r} in {place!r}; {cure}, {why}.')
+        _check_names(name, f'{place}/{key}', value)
 
 
 def _check_loss(task: Task, name: str, variables: Any, batch: _Shapes) -> None:

@@ -93,8 +93,8 @@ def test_typed_keys_of_an_optimizer_are_restored(data_dir, tmp_path, sizes):
 def test_devices_become_one_worker(data_dir, tmp_path):
     """Four workers of one device are stopped, two of two devices go on, are stopped, and go on again."""
     with fixtures.signalled(signal.SIGTERM, STEP), pytest.raises(loop.InterruptedRunError):
-        fixtures.train(fixtures.tiny_config(data_dir), tmp_path)
-    config = fixtures.tiny_config(data_dir, num_workers=2, inside=2)
+        fixtures.train(fixtures.tiny_config(data_dir, ratio=12), tmp_path)
+    config = fixtures.tiny_config(data_dir, ratio=12, num_workers=2, inside=2)
     with fixtures.signalled(signal.SIGTERM, STEP + 5), pytest.raises(loop.InterruptedRunError):
         fixtures.train(config, tmp_path)
     result, text = fixtures.printed(config, tmp_path)
@@ -108,6 +108,10 @@ def test_devices_become_one_worker(data_dir, tmp_path):
         for residual in map(np.asarray, jax.tree.leaves(link.residual)):
             assert (residual[::2] == residual[1::2]).all()
         assert any((np.asarray(x)[0] != np.asarray(x)[2]).any() for x in jax.tree.leaves(link.residual))
+    # A step of four workers sends 15 elements, and one of two devices 2 x 8.
+    sent = {r['step']: r['megabytes_sent'] for r in fixtures.records(tmp_path) if 'megabytes_sent' in r}
+    assert sent == {step: (60 * min(step, STEP) + 64 * max(step - STEP, 0)) / 1e6 for step in sent}
+    assert result['communication']['megabytes_sent'] == sent[fixtures.NUM_STEPS]
 
 
 def test_other_data_and_another_length_are_said(recorded, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What a configuration names is found and called, or refused in one line that says what to do."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -27,6 +28,27 @@ def test_a_models_own_options_come_before_those_of_the_data_set():
     config = changed(model=f'{HERE}:any_model', model_options={'num_classes': 3}, compute_dtype='bfloat16')
     made = parts.make_model(config, {'num_classes': 10, 'vocab_size': 7})
     assert made == {'num_classes': 3, 'vocab_size': 7, 'dtype': jnp.bfloat16}
+
+
+def dataset_with(monkeypatch, **model_options):
+    made = dataclasses.replace(factories_to_find.dataset_without_labels(), model_options=model_options)
+    monkeypatch.setattr(factories_to_find, 'dataset_without_labels', lambda: made)
+    return parts.make_dataset(changed(**UNLABELLED))
+
+
+def test_numpys_scalars_in_the_options_of_a_data_set_are_pythons(monkeypatch):
+    given = {'grey': np.False_, 'sizes': [np.int64(3)], 'scale': np.float32(0.5), 'name': None}
+    made = dict(dataset_with(monkeypatch, **given).model_options)
+    assert repr(made) == "{'grey': False, 'sizes': [3], 'scale': 0.5, 'name': None}"
+
+
+@pytest.mark.parametrize(
+    'value', [jnp.tanh, np.ones(3), jnp.ones(3), (8, 8), {1: 2}, jnp.bfloat16, 1j, np.nan, np.complex64(1)]
+)
+def test_what_load_would_not_give_back_equal_is_refused(monkeypatch, value):
+    message = r"dataset=.*: model_options\['activation'\]=.* must be a number, text, .* def_jax.trainer.load"
+    with fixtures.refused(message):
+        dataset_with(monkeypatch, activation=value)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from configuration_values import ACCEPTED, REFUSED, USED_BY, changed
 
 import configs
-from configs import cifar10, cifar100
+from configs import cifar10, cifar100, language
 from def_jax.baselines import METHODS
+from def_jax.trainer import experiment
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.rules import check_config
@@ -42,6 +43,12 @@ def test_configuration_files_are_complete_and_take_settings(name):
 def test_configurations_of_text_ask_for_no_more_than_the_standard_library_has(name):
     config = importlib.import_module(f'configs.{name}').get_config()
     assert len(parts.make_dataset(config).test) >= config.test_examples
+
+
+def test_longer_sequences_need_no_more_than_the_header_of_the_configuration_says():
+    (flags,) = re.findall(r'--config.dataset_options.context=.*', language.__doc__)
+    config = language.get_config(','.join(re.findall(r'--config\.(\S+)', flags)))
+    experiment.build(config)
 
 
 def test_impossible_values_of_every_key_are_refused_with_what_is_allowed():

@@ -31,12 +31,29 @@ def loss(make):
     return lambda self, params, batch_stats, batch, key: make(batch_stats, batch)
 
 
+def params(tree):
+    """A method that returns these parameters."""
+    return lambda self, key: {'params': tree, 'batch_stats': {}}
+
+
 ZERO = jnp.float32(0)
 WRONG = [
     ({'test_sums': sums(lambda s, b: s | {'loss': b['target'].sum()})}, r"ignores batch\['mask'\], so pad"),
     ({'test_sums': sums(lambda s, b: {'loss': s['loss']})}, "must return a dict with 'loss' and 'count'"),
     ({'test_sums': sums(lambda s, b: s | {'loss': b['mask']})}, r'a float \[\], but is float32\[\d+\]'),
     ({'init': lambda self, key: {'weights': jnp.zeros(3)}}, "a dict of 'params' and 'batch_stats'"),
+    (
+        {'init': params([jnp.ones(1)])},
+        r"init returns a list as 'params'; make it a dict of arrays or of such",
+    ),
+    ({'init': params({'a': (jnp.ones(1),)})}, "init returns a tuple as 'params/a'; make it a dict of arrays"),
+    ({'init': params({'a': jnp.ones(1), 'b': None})}, "init returns None as 'params/b'; make it a dict of"),
+    ({'init': params({'a': jnp.ones(1), 'b': {}})}, "init returns an empty dict as 'params/b'; make it"),
+    (
+        {'init': params({'a/0': jnp.ones(1)})},
+        "init returns the key 'a/0' in 'params'; .*strings without '/' as",
+    ),
+    ({'init': params({'a': {0: jnp.ones(1)}})}, "init returns the key 0 in 'params/a'; .* not be loaded"),
     ({'loss': loss(lambda s, b: b['features'] @ jnp.zeros(3))}, r'fails on a .* features float32\[8, 10\]'),
     ({'loss': loss(lambda s, b: b['target'].mean())}, r'loss must return \(loss, \(metrics, batch_stats\)\)'),
     ({'loss': loss(lambda s, b: (b['target'], ({}, s)))}, r'must be a float \[\], but is float32\[8\]'),
