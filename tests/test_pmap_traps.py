@@ -138,7 +138,7 @@ def test_e_a_hidden_mean_is_found():
         def_jax.check(program, optimizer, PARAMS, besides=-1)
     with pytest.raises(ValueError, match=r'stacked over workers, as \(4, .*Pass one copy'):
         def_jax.check(program, optimizer, arguments[0])  # whose message would hide a dense mean
-    with pytest.raises(ValueError, match="axis_name='batch' must be the optimizer's"):
+    with pytest.raises(ValueError, match=r"axis_name='batch' must be the optimizer's.*'gpus'"):
         def_jax.check(program, optimizer, PARAMS, 'batch')
 
 
@@ -223,12 +223,25 @@ MEAN = optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1))
 )
 def test_what_reaches_x_without_an_exchange_is_found(optimizer, place):
     """`optax.masked` passes on the gradients of the leaves that it masks."""
-    silent = compiled(lambda x: x, DATA)
-    if place is None:
-        assert def_jax.check(silent, optimizer, PARAMS) == []
-    else:
-        with pytest.raises(ValueError, match=rf'^{place}.* would differ between workers: .*multi_transform'):
-            def_jax.check(silent, optimizer, PARAMS)
+    on_one_device = jax.jit(jax.vmap(lambda x: x, axis_name='workers')).lower(DATA).compile()
+    for silent in (compiled(lambda x: x, DATA), on_one_device):
+        if place is None:
+            assert def_jax.check(silent, optimizer, PARAMS) == []
+        else:
+            match = rf'^{place}.* would differ between workers: .*multi_transform'
+            with pytest.raises(ValueError, match=match):
+                def_jax.check(silent, optimizer, PARAMS)
+
+
+def test_simulated_workers_of_several_devices_are_checked_by_their_number():
+    """A single device with workers of three simulated devices, or without an axis."""
+    optimizer = wrapper(inside=3)
+    for link, state in ((optimizer, stacked(optimizer.init(PARAMS))), (feedback(4, None), None)):
+        state = jax.tree.map(lambda x: jnp.concatenate([x, x[:2]]), state)
+        program = jax.jit(lambda state: state).lower(state).compile()
+        assert def_jax.check(program, link, PARAMS) == []
+    with pytest.raises(ValueError, match=r"axis_name='batch' must be the optimizer's.*'gpus'"):
+        def_jax.check(program, optimizer, PARAMS, 'batch')
 
 
 def test_residuals_that_agree_by_chance_as_those_of_signs_do_are_no_averages_if_moments_differ():
