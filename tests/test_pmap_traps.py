@@ -185,6 +185,25 @@ def test_a_program_of_several_steps_is_checked_by_their_number():
         def_jax.check(program, optimizer, PARAMS, steps=0)
 
 
+def test_in_a_loop_of_unknown_length_a_hidden_mean_is_found():
+    """It counted once, against the messages of all steps."""
+    optimizer = wrapper(8)
+
+    def steps(params, state, data, length, change):
+        def body(step, carry):
+            return plain_step(optimizer, *carry, data[step % 3], change)
+
+        return jax.lax.fori_loop(0, length, body, (params, state))
+
+    arguments = *stacked((PARAMS, optimizer.init(PARAMS))), DATA[:, :3], np.full(NUM_WORKERS, 64)
+    right, wrong = (
+        compiled(functools.partial(steps, change=change), *arguments) for change in (lambda g: g, averaged)
+    )
+    assert {c.times for c in def_jax.check(right, optimizer, PARAMS, besides=0, steps=64)} == {64}
+    with pytest.raises(ValueError, match='hold a whole gradient'):
+        def_jax.check(wrong, optimizer, PARAMS, steps=64)
+
+
 def test_two_optimizers_in_one_step_are_checked_together():
     """As of a generator and its critic."""
     optimizers = wrapper(bits=2), wrapper(8, optax.sgd(0.1))

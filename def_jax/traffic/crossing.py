@@ -72,7 +72,8 @@ def check(
         The collectives, with what a device passes to others, `bytes`, and with `devices_per_node` what leaves
         the node that sends most, `node_bytes`: all-reduces, all-gathers and reduce-scatters counted as rings
         in the devices' order, all-to-alls as messages straight from device to device. One in a branch counts
-        as if it ran at every step, and one in a loop as often as the loop turns, if that is known.
+        as if it ran at every step, and one in a loop as often as the loop turns, `steps` times if that is
+        unknown.
 
     Raises:
         TypeError: if the step is not compiled: one that is lowered has no collectives yet.
@@ -188,7 +189,7 @@ def check_crossing(
     sent = [m for m in messages if crosses(m.groups, workers)]
     found = [
         c.passed(len(workers), to_others=True, nodes=nodes or ())
-        for c in collectives(compiled.as_text() or '')
+        for c in collectives(compiled.as_text() or '', steps)
         if c.crosses(workers) or (nodes and c.crosses(nodes))
     ]
     gradient = min(
