@@ -185,6 +185,16 @@ def test_a_program_of_several_steps_is_checked_by_their_number():
         def_jax.check(program, optimizer, PARAMS, steps=0)
 
 
+def test_other_extra_arguments_are_given_to_check_with_the_optimizer():
+    optimizer = optax.chain(wrapper(), optax.scale_by_backtracking_linesearch(2))
+    program = jax.jit(lambda x: x).lower(DATA).compile()
+    with pytest.raises(TypeError, match=r'functools.partial.*update, name=argument.* by: .*value_fn'):
+        def_jax.check(program, optimizer, PARAMS)
+    given = functools.partial(optimizer.update, grad=PARAMS, value_fn=lambda x: jnp.float32(0))
+    optimizer = optax.GradientTransformationExtraArgs(optimizer.init, given)
+    assert def_jax.check(program, optimizer, PARAMS) == []
+
+
 def test_in_a_loop_of_unknown_length_a_hidden_mean_is_found():
     """It counted once, against the messages of all steps."""
     optimizer = wrapper(8)

@@ -76,7 +76,8 @@ def check(
         unknown.
 
     Raises:
-        TypeError: if the step is not compiled: one that is lowered has no collectives yet.
+        TypeError: if the step is not compiled: one that is lowered has no collectives yet; or if the
+            optimizer needs other extra arguments than `value`.
         ValueError: if they pass more, with sizes by kind, the largest collectives and where to look; if
             an update would differ between workers, or a replicated part of the state; if `axis_name` is not
             the optimizer's, `params` are stacked over workers or not as many as optimizers, or
@@ -147,6 +148,12 @@ def _exchanged(
             raise ValueError(
                 f"{axis_name=} must be the optimizer's, which fails over it. Where jax.vmap simulates a "
                 f"worker's devices, pass their axis as well, e.g. ('nodes', 'gpus'): {error}"
+            ) from error
+        except TypeError as error:
+            raise TypeError(
+                'the optimizer must take update(grads, state, params, value=loss). If it needs other '
+                'extra arguments, pass one that has them: optax.GradientTransformationExtraArgs('
+                f'optimizer.init, functools.partial(optimizer.update, name=argument)). It fails by: {error}'
             ) from error
         messages = traffic_of(program, axis_name, mesh).messages
         if devices > 1 or messages:  # otherwise it is a single worker's
