@@ -135,10 +135,16 @@ MISTAKES = [
     *(
         (
             rf"{name} is an array.* static_args=\('{name}', ",
-            optax.inject_hyperparams(def_jax.def_sgd, static_args=static)(0.1, 64.0, None, bits=2).init,
+            optax.inject_hyperparams(def_jax.def_sgd, static_args=static)(
+                0.1, 64.0, 'workers', bits=2, inside=4
+            ).init,
             jnp.ones(8),
         )
-        for name, static in (('compression', ()), ('bits', ('compression',)))
+        for name, static in (
+            ('compression', ()),
+            ('bits', ('compression',)),
+            ('inside', ('compression', 'bits')),
+        )
     ),
     ('momentum=1.5 must be a number in', functools.partial(PRESET, momentum=jnp.float32(1.5))),
     ('every is an array', functools.partial(def_jax.error_feedback, BLOCK, None, every=jnp.int32(2))),

@@ -138,7 +138,7 @@ def test_e_a_hidden_mean_is_found():
         def_jax.check(program, optimizer, PARAMS, besides=-1)
     with pytest.raises(ValueError, match=r'stacked over workers, as \(4, .*Pass one copy'):
         def_jax.check(program, optimizer, arguments[0])  # whose message would hide a dense mean
-    with pytest.raises(ValueError, match="axis_name='batch' must be the optimizer's"):
+    with pytest.raises(ValueError, match=r"axis_name='batch' must be the optimizer's.*'gpus'"):
         def_jax.check(program, optimizer, PARAMS, 'batch')
 
 
@@ -185,6 +185,35 @@ def test_a_program_of_several_steps_is_checked_by_their_number():
         def_jax.check(program, optimizer, PARAMS, steps=0)
 
 
+def test_other_extra_arguments_are_given_to_check_with_the_optimizer():
+    optimizer = optax.chain(wrapper(), optax.scale_by_backtracking_linesearch(2))
+    program = jax.jit(lambda x: x).lower(DATA).compile()
+    with pytest.raises(TypeError, match=r'functools.partial.*update, name=argument.* by: .*value_fn'):
+        def_jax.check(program, optimizer, PARAMS)
+    given = functools.partial(optimizer.update, grad=PARAMS, value_fn=lambda x: jnp.float32(0))
+    optimizer = optax.GradientTransformationExtraArgs(optimizer.init, given)
+    assert def_jax.check(program, optimizer, PARAMS) == []
+
+
+def test_in_a_loop_of_unknown_length_a_hidden_mean_is_found():
+    """It counted once, against the messages of all steps."""
+    optimizer = wrapper(8)
+
+    def steps(params, state, data, length, change):
+        def body(step, carry):
+            return plain_step(optimizer, *carry, data[step % 3], change)
+
+        return jax.lax.fori_loop(0, length, body, (params, state))
+
+    arguments = *stacked((PARAMS, optimizer.init(PARAMS))), DATA[:, :3], np.full(NUM_WORKERS, 64)
+    right, wrong = (
+        compiled(functools.partial(steps, change=change), *arguments) for change in (lambda g: g, averaged)
+    )
+    assert {c.times for c in def_jax.check(right, optimizer, PARAMS, besides=0, steps=64)} == {64}
+    with pytest.raises(ValueError, match='hold a whole gradient'):
+        def_jax.check(wrong, optimizer, PARAMS, steps=64)
+
+
 def test_two_optimizers_in_one_step_are_checked_together():
     """As of a generator and its critic."""
     optimizers = wrapper(bits=2), wrapper(8, optax.sgd(0.1))
@@ -223,12 +252,25 @@ MEAN = optax.chain(def_jax.all_reduce_mean('workers'), optax.sgd(0.1))
 )
 def test_what_reaches_x_without_an_exchange_is_found(optimizer, place):
     """`optax.masked` passes on the gradients of the leaves that it masks."""
-    silent = compiled(lambda x: x, DATA)
-    if place is None:
-        assert def_jax.check(silent, optimizer, PARAMS) == []
-    else:
-        with pytest.raises(ValueError, match=rf'^{place}.* would differ between workers: .*multi_transform'):
-            def_jax.check(silent, optimizer, PARAMS)
+    on_one_device = jax.jit(jax.vmap(lambda x: x, axis_name='workers')).lower(DATA).compile()
+    for silent in (compiled(lambda x: x, DATA), on_one_device):
+        if place is None:
+            assert def_jax.check(silent, optimizer, PARAMS) == []
+        else:
+            match = rf'^{place}.* would differ between workers: .*multi_transform'
+            with pytest.raises(ValueError, match=match):
+                def_jax.check(silent, optimizer, PARAMS)
+
+
+def test_simulated_workers_of_several_devices_are_checked_by_their_number():
+    """A single device with workers of three simulated devices, or without an axis."""
+    optimizer = wrapper(inside=3)
+    for link, state in ((optimizer, stacked(optimizer.init(PARAMS))), (feedback(4, None), None)):
+        state = jax.tree.map(lambda x: jnp.concatenate([x, x[:2]]), state)
+        program = jax.jit(lambda state: state).lower(state).compile()
+        assert def_jax.check(program, link, PARAMS) == []
+    with pytest.raises(ValueError, match=r"axis_name='batch' must be the optimizer's.*'gpus'"):
+        def_jax.check(program, optimizer, PARAMS, 'batch')
 
 
 def test_residuals_that_agree_by_chance_as_those_of_signs_do_are_no_averages_if_moments_differ():

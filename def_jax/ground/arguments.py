@@ -26,20 +26,21 @@ def check_number(name: str, value: Any, low: float, high: float, hint: str, *, b
 
 def check_integer(name: str, value: Any, low: int, hint: str, *, bits: int = 31) -> None:
     """Raises ValueError unless `value` is a Python integer in [low, 2**bits)."""
-    _check_static(name, value)
+    check_static(name, value)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**bits:
         raise ValueError(f'{name}={value!r} must be an integer in [{low}, 2**{bits}): {hint}.')
 
 
 def check_choice(name: str, value: Any, meanings: Mapping[Any, str]) -> None:
     """Raises ValueError unless `value` is one of the choices, each given with its meaning."""
-    _check_static(name, value)
+    check_static(name, value)
     if value not in list(meanings):
         *others, last = [f'{choice!r} ({meaning})' for choice, meaning in meanings.items()]
         raise ValueError(f'{name}={value!r} must be {", ".join(others)} or {last}.')
 
 
-def _check_static(name: str, value: Any) -> None:
+def check_static(name: str, value: Any) -> None:
+    """Raises ValueError for an array, as `optax.inject_hyperparams` makes of a number."""
     if isinstance(value, jax.Array):  # unknown when a step is traced
         raise ValueError(
             f'{name} is an array: with optax.inject_hyperparams, pass static_args=({name!r}, ...).'
@@ -48,7 +49,7 @@ def _check_static(name: str, value: Any) -> None:
 
 def check_ratio(ratio: Any, name: str = 'ratio') -> int | float:
     """`ratio` as a Python number, or a ValueError unless it is one >= 1 that is known at trace time."""
-    _check_static(name, ratio)
+    check_static(name, ratio)
     value = ratio.item() if isinstance(ratio, np.generic) else ratio  # sizes over a narrow type overflow
     if not is_number(value) or not 1 <= value <= sys.float_info.max:
         raise ValueError(f'{name}={ratio!r} must be a finite number >= 1, e.g. 64 to send 1/64, or 1.')

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import keystr
 
+from def_jax.ground.arguments import check_static
 from def_jax.ground.types import AxisName, PyTree
 
 
@@ -155,6 +156,7 @@ def check_inside(inside: Any, axis_name: AxisName) -> None:
     """Raises ValueError unless `inside` may name a worker's devices."""
     if inside is None:
         return
+    check_static('inside', inside)
     if isinstance(inside, int) and not isinstance(inside, bool):
         if inside >= 1 and isinstance(axis_name, str):
             return

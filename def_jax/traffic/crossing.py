@@ -54,8 +54,8 @@ def check(
 
     A gradient that is averaged before error feedback is sent whole, and then its block, without an error: by
     a `pmean` that is left over, an `axis_name=` or `pmap_axis_name=` of a helper, Flax's `DynamicScale`.
-    It also finds what reaches x without an exchange, as the gradients of what `optax.masked` masks do. For
-    `def_jax.spmd`, see its method.
+    It also finds what reaches x without an exchange, as the gradients of what `optax.masked` masks do, even
+    where one device simulates the workers by `jax.vmap`. For `def_jax.spmd`, see its method.
 
     Args:
         compiled: `step.lower(...).compile()`, by `jax.pmap` or `jax.jit`.
@@ -72,10 +72,12 @@ def check(
         The collectives, with what a device passes to others, `bytes`, and with `devices_per_node` what leaves
         the node that sends most, `node_bytes`: all-reduces, all-gathers and reduce-scatters counted as rings
         in the devices' order, all-to-alls as messages straight from device to device. One in a branch counts
-        as if it ran at every step, and one in a loop as often as the loop turns, if that is known.
+        as if it ran at every step, and one in a loop as often as the loop turns, `steps` times if that is
+        unknown.
 
     Raises:
-        TypeError: if the step is not compiled: one that is lowered has no collectives yet.
+        TypeError: if the step is not compiled: one that is lowered has no collectives yet; or if the
+            optimizer needs other extra arguments than `value`.
         ValueError: if they pass more, with sizes by kind, the largest collectives and where to look; if
             an update would differ between workers, or a replicated part of the state; if `axis_name` is not
             the optimizer's, `params` are stacked over workers or not as many as optimizers, or
@@ -98,15 +100,7 @@ def check(
         )
     for tree in trees:
         _check_not_stacked(tree, compiled)
-    header = (compiled.as_text() or '').partition('\n')[0]
-    devices = max(map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', header)), default=1)
-    workers: Sequence[int] = [0]
-    sent: Sequence[Message] = ()
-    if devices > 1:
-        mesh = _mesh_of(compiled, axis_name, devices)
-        for one, tree in zip(optimizers, trees, strict=True):
-            workers, messages = _sent(one, tree, axis_name, mesh)
-            sent = [*sent, *messages]
+    workers, sent = _exchanged(compiled, optimizers, trees, axis_name)
     limits = Limits(besides, steps, devices_per_node)
     return check_crossing(compiled, workers, sent, limits, axis_names(axis_name), trees)
 
@@ -131,21 +125,57 @@ def _mesh_of(compiled: jax.stages.Compiled, axis_name: AxisName, devices: int) -
     return {name: devices for name in names[:1] or ('devices',)}
 
 
-def _sent(
-    optimizer: optax.GradientTransformation, params: PyTree, axis_name: AxisName, mesh: dict[str, int]
+def _exchanged(
+    compiled: jax.stages.Compiled,
+    optimizers: Sequence[optax.GradientTransformation],
+    trees: Sequence[PyTree],
+    axis_name: AxisName,
 ) -> tuple[Sequence[int], Sequence[Message]]:
-    """The worker of each device of a mesh, and what it passes to others in one update."""
-    try:
-        program, arguments, results = traced(optimizer, params, axis_name, mesh)
-    except (NameError, ValueError) as error:  # JAX's of an axis that is not bound, or ours
-        raise ValueError(f"{axis_name=} must be the optimizer's, which fails over it: {error}") from error
-    own = own_leaves(optimizer, params)
-    apart = [name for name in axis_names(axis_name) if mesh.get(name, 1) > 1]  # with several workers
-    check_agreement(program, arguments, results, (True, own, False), (False, own), apart)
-    along = devices_along(mesh, axis_names(axis_name) or tuple(mesh))
+    """The worker of each device, and what it passes to others in an update, whose results must agree."""
+    header = (compiled.as_text() or '').partition('\n')[0]
+    devices = max(map(int, re.findall(r'(?:replica_count|num_partitions)=(\d+)', header)), default=1)
+    names = axis_names(axis_name)
+    mesh = _mesh_of(compiled, axis_name, devices)
+    if devices == 1:  # whose workers, if there are any, are simulated
+        mesh |= dict.fromkeys(names[:1], _simulated(compiled))
+    apart = [name for name in names if mesh.get(name, 1) > 1]  # with several workers
+    workers: Sequence[int] = [0]
+    sent: list[Message] = []
+    for optimizer, params in zip(optimizers, trees, strict=True):
+        try:
+            program, arguments, results = traced(optimizer, params, axis_name, mesh)
+        except (NameError, ValueError) as error:  # JAX's of an axis that is not bound, or ours
+            raise ValueError(
+                f"{axis_name=} must be the optimizer's, which fails over it. Where jax.vmap simulates a "
+                f"worker's devices, pass their axis as well, e.g. ('nodes', 'gpus'): {error}"
+            ) from error
+        except TypeError as error:
+            raise TypeError(
+                'the optimizer must take update(grads, state, params, value=loss). If it needs other '
+                'extra arguments, pass one that has them: optax.GradientTransformationExtraArgs('
+                f'optimizer.init, functools.partial(optimizer.update, name=argument)). It fails by: {error}'
+            ) from error
+        messages = traffic_of(program, axis_name, mesh).messages
+        if devices > 1 or messages:  # otherwise it is a single worker's
+            own = own_leaves(optimizer, params)
+            check_agreement(program, arguments, results, (True, own, False), (False, own), apart)
+        if devices > 1:
+            workers, sent = _workers(mesh, names, devices_per_worker(program)), [*sent, *messages]
+    return workers, sent
+
+
+def _simulated(compiled: jax.stages.Compiled) -> int:
+    """How many workers `jax.vmap` simulates on a device, as the state of a step tells; 2 at least."""
+    found = [getattr(state, 'worker', None) for state in link_states(_inputs(compiled))]
+    return max([2, *(x.shape[0] for x in found if x is not None and len(x.shape) == 2)])
+
+
+def _workers(mesh: dict[str, int], names: Sequence[str], together: int) -> Sequence[int]:
+    """The worker of each device of a mesh, where so many neighbours are one."""
+    along = devices_along(mesh, names or tuple(mesh))
     workers = np.empty(along.size, int)
-    workers[along] = np.arange(along.shape[1]) // devices_per_worker(program)
-    return workers.tolist(), traffic_of(program, axis_name, mesh).messages
+    workers[along] = np.arange(along.shape[1]) // together
+    return workers.tolist()
 
 
 def check_crossing(
@@ -166,7 +196,7 @@ def check_crossing(
     sent = [m for m in messages if crosses(m.groups, workers)]
     found = [
         c.passed(len(workers), to_others=True, nodes=nodes or ())
-        for c in collectives(compiled.as_text() or '')
+        for c in collectives(compiled.as_text() or '', steps)
         if c.crosses(workers) or (nodes and c.crosses(nodes))
     ]
     gradient = min(

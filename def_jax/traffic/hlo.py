@@ -43,7 +43,7 @@ class Collective(NamedTuple):
     name: str = ''  # what it computes, as JAX named it: of functions, or of an argument
     dtype: str = ''  # as HLO writes it, e.g. 'bf16'; several are joined by commas
     padding: int = 0  # how many of the bytes, at most, only fill up a tile
-    times: int = 1  # how often it runs, in loops whose turns are known
+    times: int = 1  # how often it runs, in loops whose turns are known; see `steps` of `collectives`
     node_bytes: int = 0  # what leaves the node that sends most, where `passed` is told the nodes
 
     def crosses(self, workers: Sequence[int]) -> bool:
@@ -71,11 +71,12 @@ class Collective(NamedTuple):
         return self._replace(elements=elements, bytes=size, node_bytes=node_bytes)
 
 
-def collectives(hlo: str) -> list[Collective]:
+def collectives(hlo: str, steps: int = 1) -> list[Collective]:
     """The collectives of a compiled program, in order.
 
     Args:
         hlo: optimised HLO, as returned by `jax.jit(f).lower(...).compile().as_text()`.
+        steps: what `times` is at least in a loop of unknown length.
 
     Returns:
         The collectives. One in a branch that is not always taken counts once, as does an asynchronous one. On
@@ -90,7 +91,7 @@ def collectives(hlo: str) -> list[Collective]:
     """
     found: list[Collective] = []
     done = {start: result for result, start in _DONE.findall(hlo)}
-    channels, turns = set(), _turns(hlo)
+    channels, turns = set(), _turns(hlo, steps)
     for match in _COLLECTIVE.finditer(hlo):
         start, result, operation, rest = map(str, match.groups())
         if hidden := _HIDDEN.search(rest):
@@ -104,24 +105,27 @@ def collectives(hlo: str) -> list[Collective]:
     return found + [_between_slices(result, rest) for result, rest in _BETWEEN_SLICES.findall(hlo)]
 
 
-def _turns(hlo: str) -> Callable[[int], int]:
-    """How often what stands at a position runs, by the known turns of the loops around it."""
+def _turns(hlo: str, steps: int) -> Callable[[int], int]:
+    """How often what stands at a position runs, by the known turns of the loops around it.
+
+    If the turns of one are unknown, that is `steps` at least.
+    """
     starts = [(match.start(), match[1]) for match in _COMPUTATION.finditer(hlo)]
-    callers: dict[str, tuple[str, int]] = {}  # of a computation: where it is called from, and how often
+    callers: dict[str, tuple[str, int]] = {}  # of a computation: where it is called from, and how often, or 0
     for (begin, name), (end, _) in itertools.pairwise([*starts, (len(hlo), '')]):
         for line in hlo[begin:end].splitlines()[1:]:
             turns = _TRIPS.search(line)
             for called in _CALLED.findall(line):
                 for part in re.findall(r'[\w.\-]+', called):
-                    callers[part] = name, int(turns[1]) if turns else 1
+                    callers[part] = name, int(turns[1]) if turns else int(' while(' not in line)
 
     def times(position: int) -> int:
         place = bisect.bisect([begin for begin, _ in starts], position) - 1
-        name, product = starts[place][1] if place >= 0 else '', 1
+        name, known, least = starts[place][1] if place >= 0 else '', 1, 1
         while name in callers:
             name, turns = callers[name]
-            product *= turns
-        return product
+            known, least = known * (turns or 1), least if turns else steps
+        return max(known, least)
 
     return times
 

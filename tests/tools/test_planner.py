@@ -236,6 +236,7 @@ def test_a_link_is_measured(capsys):
     assert main(['--params=1e6', '--step-time=1', '--measure', '--workers=3']) == 0
     output = capsys.readouterr().out
     assert 'Here there are 3.' in output and f'Measured between {jax.device_count()} devices' in output
+    assert re.search(r'A link passes .* Gbit/s \(`--measure`\) and .* a message \(`--measure`\)', output)
 
 
 @pytest.mark.parametrize(
@@ -326,9 +327,18 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
         (
             DEVICE,
             'plan: the following arguments are required: --step-time (or --device, --flops and '
-            '--utilisation, mostly 0.2 to 0.5)',
+            '--utilisation, mostly 0.2 to 0.5), --bandwidth (or --measure)',
         ),
         ([*DEVICE, '--flops=1', '--step-time=1'], 'plan: --step-time and --flops exclude each other'),
+        *(  # NVLink ends at the machine
+            (
+                [*DEVICE, '--flops=1', *more],
+                'plan: the following arguments are required: --bandwidth (or --measure). The links of NVIDIA '
+                'H100 SXM, 3600 Gbit/s, join the devices of one machine or TPU slice alone: pass '
+                '--bandwidth=3600gbit only if nothing slower lies between workers',
+            )
+            for more in ([], ['--gpus-per-link=8'])
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, monkeypatch, capsys, flags, line):
@@ -340,15 +350,18 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, monkeypatch, capsy
     assert output.err.count('\n') == 1 and not output.out and not list(tmp_path.iterdir())
 
 
-def test_a_device_bounds_the_step_and_has_a_link(capsys):
-    """989.4 TFLOP/s and NVLink's 3,600 Gbit/s; a small model is bound by its eight passes over memory."""
-    assert main(['--device=h100', '--flops=9.894e12', '--params=85e6', '--workers=8']) == 0
-    plan = Plan(params=85e6, step_time=0.01, bandwidth=3600e9, workers=8, latency=0.0)
+def test_a_device_bounds_the_step(capsys):
+    """989.4 TFLOP/s; a small model is bound by its eight passes over memory."""
+    flags = ['--device=h100', '--flops=9.894e12', '--params=85e6']
+    assert main([*flags, '--workers=8', '--bandwidth=400gbit', '--latency=0.002']) == 0
+    plan = Plan(params=85e6, step_time=0.01, bandwidth=400e9, workers=8, latency=0.002)
     output = capsys.readouterr().out
     assert comparison.table(plan, comparison.compare(plan)) in output
+    assert 'A link passes 400 Gbit/s (`--bandwidth`) and takes 2 ms a message (`--latency`).\n' in output
     assert 'a bound, not a prediction' in output
     assert 'No advice without a measured `--step-time`' in output and 'Start with' not in output
     assert DEVICES['v5e'].step_time(1e9, 1e9) == pytest.approx(8 * 4e9 / 819e9)
+    assert main([*flags, '--workers=1']) == 0  # whose GPUs have a link that --device knows
 
 
 def test_with_a_utilisation_the_device_is_an_estimate_and_gives_advice(capsys):

@@ -102,15 +102,18 @@ def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[s
     device = None if name is None else get_device(name)
     for field in ('params', 'memory'):
         values[field] = values[field] and planner.parse_size(values[field])
+    measures = '`--measure`' if measured else ''
+    sources = measures or '`--bandwidth`', '`--latency`' if values['latency'] is not None else measures
     link = _measured(values, place) if measured else None
     if device is not None:
         _bound(values, device, flops, utilisation)
     if values['latency'] is None:
         values['latency'] = planner.Plan.latency
     if missing := [_flag(field) + _OR.get(field, '') for field in values if values[field] is None]:
-        parser.error(f'the following arguments are required: {", ".join(missing)}')
+        told = _own_link(device) if device is not None and values['bandwidth'] is None else ''
+        parser.error(f'the following arguments are required: {", ".join(missing)}{told}')
     plan = planner.Plan(**values | {'bandwidth': planner.parse_bandwidth(values['bandwidth'])})
-    notes = [_workers(plan)] + ([link.describe()] if link is not None else [])
+    notes = [f'{_workers(plan)} {_speed(plan, *sources)}', *([link.describe()] if link else [])]
     if device is not None and flops is not None:
         notes.append(_estimate(plan, device, utilisation))
     if dense_step is not None:
@@ -132,6 +135,24 @@ def _workers(plan: planner.Plan) -> str:
         f'Each has {plan.gpus_per_link} GPUs. "Sent" is what leaves the link that they share.'
         if plan.gpus_per_link > 1
         else 'If several GPUs share a link, pass `--gpus-per-link`, and count links as `--workers`.'
+    )
+
+
+def _speed(plan: planner.Plan, bandwidth: str, latency: str) -> str:
+    """What a worker's link is taken to do, and which flags say so."""
+    passes, takes = f'{plan.bandwidth / 1e9:,.4g} Gbit/s', f'{1e3 * plan.latency:.3g} ms'
+    latency = latency or 'the default of `--latency`'
+    return f'A link passes {passes} ({bandwidth}) and takes {takes} a message ({latency}).'
+
+
+def _own_link(device: Device) -> str:
+    """Why a device's link is not that of a worker."""
+    if device.link is None:
+        return ''
+    speed = f'{device.link / 1e9:g}'
+    return (
+        f'. The links of {device.title}, {speed} Gbit/s, join the devices of one machine or TPU slice alone: '
+        f'pass --bandwidth={speed}gbit only if nothing slower lies between workers'
     )
 
 
@@ -228,13 +249,12 @@ def _measured(values: dict[str, Any], place: list[Any]) -> measure.Link:
 
 
 def _bound(values: dict[str, Any], device: Device, flops: float | None, utilisation: float | None) -> None:
-    """Fills in what is not given: the time of a step by the device's peak, its own link and its memory."""
+    """Fills in what is not given: the time of a step by the device's peak, and its memory."""
     if flops is not None:
         if values['step_time'] is not None:
             raise ValueError('--step-time and --flops exclude each other: what is measured needs no bound.')
         share = 1.0 if utilisation is None else utilisation
         values['step_time'] = device.step_time(values['params'] or 0, flops, share)
     values['memory'] = values['memory'] or device.capacity
-    if values['bandwidth'] is None and device.link is not None:
-        values['bandwidth'] = str(device.link)
-        values['latency'] = values['latency'] or 0.0  # of which vendors say nothing
+    if values['workers'] == 1 and device.link is not None:  # over which nothing of this is sent
+        values['bandwidth'] = values['bandwidth'] or str(device.link)
