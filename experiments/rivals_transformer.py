@@ -228,6 +228,8 @@ from DEF-Q, a difference that three seeds do not resolve, and the best row of ea
 - PowerSGD, with more bytes: <!-- number: rivals_transformer; 2 workers, 1/64; PowerSGD, rank 1, b1 = 0.9; difference --><!-- /number -->
 - the paper's DEF: <!-- number: rivals_transformer; 2 workers, 1/64; the paper's DEF, b1 = 0.9; difference --><!-- /number -->
 
+So with 2 workers at 1/64, ten seeds do not tell Streaming DiLoCo, its outer optimizer tuned, from DEF-Q.
+
 With 2 workers at 1/256, AdamW leads DEF-Q in 1
 bit by <!-- number: rivals_transformer; 2 workers, 1/256; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
 nats, a difference that three seeds do not resolve. From DEF-Q, the best row of each rival ends

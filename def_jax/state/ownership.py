@@ -213,7 +213,7 @@ def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False)
         links, before, after = _feedback(chain[place]), chain[:place], chain[place + 1 :]
         if links[0] is not chain[place]:  # within masked, and what is masked beside it may have other tensors
             before, after = (
-                [x for x in parts if type(x) is not optax.MaskedState] for parts in (before, after)
+                tuple(x for x in parts if type(x) is not optax.MaskedState) for parts in (before, after)
             )
         for where, part in (('before', before), ('after', after)):
             check_accumulation(part, f'{caller}: the chain has, {where} def_jax.error_feedback,')
