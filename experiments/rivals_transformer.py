@@ -234,8 +234,8 @@ With 2 workers at 1/256, AdamW leads DEF-Q in 1
 bit by <!-- number: rivals_transformer; 2 workers, 1/256; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
 nats, a difference that three seeds do not resolve. From DEF-Q, the best row of each rival ends
 
-- DiLoCo: <!-- number: rivals_transformer; 2 workers, 1/256; DiLoCo, H = 32, 4 bits, outer 1.4, 0.5, b1 = 0; difference --><!-- /number --> with 1.4 and 0.5 outside,
-  <!-- number: rivals_transformer; 2 workers, 1/256, with the outer optimizer of the grid; DiLoCo, H = 32, 4 bits, outer 1, 0.8, b1 = 0; difference --><!-- /number --> with 1 and 0.8,
+- DiLoCo: <!-- number: rivals_transformer; 2 workers, 1/256; DiLoCo, H = 32, 4 bits, outer 1.4, 0.5, b1 = 0; difference --><!-- /number -->
+  with 1.4 and 0.5 outside, <!-- number: rivals_transformer; 2 workers, 1/256, with the outer optimizer of the grid; DiLoCo, H = 32, 4 bits, outer 1, 0.8, b1 = 0; difference --><!-- /number --> with 1 and 0.8,
   and <!-- number: rivals_transformer; 2 workers, 1/256; DiLoCo, H = 32, 4 bits, outer 0.7, 0.9, b1 = 0; difference --><!-- /number --> as published
 - SparseLoCo: <!-- number: rivals_transformer; 2 workers, 1/256; SparseLoCo, H = 16, error 0.95, b1 = 0.9; difference --><!-- /number -->
 - local AdamW: <!-- number: rivals_transformer; 2 workers, 1/256; local AdamW, H = 32, b1 = 0.9; difference --><!-- /number -->
