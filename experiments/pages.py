@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ __all__ = [
     'write',
     'write_experiment',
 ]
+
+_LABEL = 40  # characters of a line beside a panel or above it
 
 
 class Row(NamedTuple):
@@ -139,11 +142,15 @@ def draw(found: Sequence[Row], path: Path) -> None:
         if row.difference:
             panels.setdefault(row.cell.setting.name, []).append(row)
     shown = list(panels.values())[::-1]
-    heights = [0.2 * len(each) for each in shown]
+    heights = [len(each) * (0.32 if any(map(_is_long, each)) else 0.2) for each in shown]
     path.parent.mkdir(parents=True, exist_ok=True)
     with pictures.panels(path, len(shown), 1, heights=heights) as axes:
         for panel, each in zip(axes[:, 0], shown, strict=True):
             _differences_of(panel, each)
+
+
+def _is_long(row: Row) -> bool:
+    return len(row.cell.contender.title) > _LABEL
 
 
 def _differences_of(panel: Any, shown: Sequence[Row]) -> None:
@@ -157,11 +164,13 @@ def _differences_of(panel: Any, shown: Sequence[Row]) -> None:
     setting = shown[0].cell.setting
     panel.axvline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
     panel.axvline(-setting.margin, color=pictures.COLORS['SGD'], linewidth=0.8, linestyle='--')
-    panel.locator_params(axis='x', nbins=4)
-    panel.set_yticks(range(len(shown)), [row.cell.contender.title for row in shown])
+    panel.locator_params(axis='x', nbins=3)
+    panel.set_yticks(range(len(shown)), [textwrap.fill(row.cell.contender.title, _LABEL) for row in shown])
     panel.set_ylim(-0.6, len(shown) - 0.4)
     unit = 'points' if setting.percent else 'nats'
-    panel.set(title=setting.name, xlabel=f'{unit} better than {setting.contenders[0].title}')
+    panel.set(
+        title=textwrap.fill(setting.name, _LABEL), xlabel=f'{unit} better than {setting.contenders[0].title}'
+    )
 
 
 def draw_curves(
