@@ -12,6 +12,9 @@ square of the mean gradient, as dense AdamW has it. Both need a dense all-reduce
 methods, but they tell second moments from gradients: what they do not gain is left to the gradients. Without
 compression, what remains of the gain has nothing to do with what waits.
 
+The perceptron of width 64 likewise: 64 images a step, by 2, 8 and 4 workers, beside SGD, with the rule, seeds
+and margin of `experiments.few_bits`; two workers come first.
+
 The transformer of 115 k parameters follows, with the steps, seeds, rates and AdamW's decays of
 `experiments.transformers`: first two workers, then eight, whose AdamW is on record there.
 """
@@ -26,7 +29,7 @@ import optax
 from def_jax.ground.types import PyTree
 from def_jax.trainer.workers import AXIS
 from experiments.adamw import adamw
-from experiments.few_bits import again
+from experiments.few_bits import again, on_digits
 from experiments.methods import REVISION
 from experiments.own_chunk import UNCOMPRESSED, exact
 from experiments.tuning import Contender, Setting
@@ -126,6 +129,17 @@ def _of_115k(workers: int, *contenders: Contender) -> Setting:
     )
 
 
+def _perceptron(workers: int) -> Setting:
+    contenders = [
+        Contender('SGD', 'sgd', {}, 0.14),
+        exact(64, 2, 0.14),
+        exact(256, 1, 0.1),
+        exact(1024, 1, 0.1),
+    ]
+    setting = on_digits(f'perceptron, {workers} workers', 64, contenders)
+    return dataclasses.replace(setting, where=setting.where | ({'workers': workers} if workers != 8 else {}))
+
+
 _TWO = _setting(2, exact(256, 2, 0.0177))
 SETTINGS = [
     _TWO,
@@ -139,6 +153,7 @@ SETTINGS = [
     again(_TWO, range(1010, 1020), '1/64, 2 bits', '1/256, 1 bit'),  # the first five left both open
     _of_115k(2, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
     _of_115k(8, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2)))),
+    *map(_perceptron, (2, 8, 4)),
 ]
 
 PAGE = """\
