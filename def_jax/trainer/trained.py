@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,7 @@ def write(folder: Path, experiment: Experiment, points: Mapping[str, Mapping[str
     for point, variables in points.items():
         metadata['point'] = point
         leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
-        arrays = {
-            jax.tree_util.keystr(path, simple=True, separator=_SEPARATOR): np.asarray(leaf, order='C')
-            for path, leaf in leaves
-        }
+        arrays = {_SEPARATOR.join(map(_quoted, path)): np.asarray(leaf, order='C') for path, leaf in leaves}
         path = folder / f'{point}{_SUFFIX}'
         partial = path.with_suffix('.partial')
         try:
@@ -83,12 +81,17 @@ def load(folder: str | os.PathLike, point: str = 'y') -> tuple[dict[str, Any], A
     config = ml_collections.ConfigDict(json.loads(metadata['config']))
     variables: dict[str, Any] = {}
     for name, array in arrays.items():
-        *parents, last = name.split(_SEPARATOR)
+        *parents, last = map(urllib.parse.unquote, name.split(_SEPARATOR))
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = jnp.asarray(array)
     return variables, parts.make_model(config, json.loads(metadata['model_options']))
+
+
+def _quoted(key: Any) -> str:
+    """A key of a path, without separators, which Haiku's names have."""
+    return urllib.parse.quote(jax.tree_util.keystr((key,), simple=True), safe='~')
 
 
 def _described(value: Any) -> Any:

@@ -58,6 +58,10 @@ def test_the_file_alone_says_what_it_is(recorded):
 def test_arrays_keep_layout_and_type(recorded, tmp_path):
     """Of a transposed array safetensors would write the memory as it lies."""
     params = {'w': np.arange(6, dtype=np.float32).reshape(2, 3).T, 'b': np.ones((), jnp.bfloat16)}
+    params['mlp/~/linear_0'] = {
+        'w': np.ones(2, np.float32),
+        '100 %2F': np.zeros(1, np.float32),
+    }  # as Haiku has them
     trained.write(tmp_path, recorded.experiment, {'x': {'params': params, 'batch_stats': {}}})
     variables, _ = def_jax.trainer.load(tmp_path, 'x')
     fixtures.assert_same_bits(variables, {'params': params})

@@ -80,7 +80,7 @@ class Task(abc.ABC):
     def init(self, key: jax.Array) -> PyTree:
         """The initial variables: 'params', and running statistics in 'batch_stats', {} if it has none.
 
-        Both are nested dicts, whose keys are strings without '/'.
+        Both are nested dicts, whose keys are strings.
         """
 
     @abc.abstractmethod

@@ -59,13 +59,13 @@ def _check_names(name: str, place: str, tree: Any) -> None:
     """Raises ValueError unless a tree can be made from its arrays' names, as `def_jax.trainer.load` does."""
     if isinstance(tree, jax.ShapeDtypeStruct):
         return
-    cure = "make it a dict of arrays or of such dicts, with strings without '/' as keys"
+    cure = 'make it a dict of arrays or of such dicts, with strings as keys'
     why = 'or the trained model could not be loaded'
     if not isinstance(tree, Mapping) or not tree:
         found = 'None' if tree is None else f'{"a" if tree else "an empty"} {type(tree).__name__}'
         raise ValueError(f'{name}: init returns {found} as {place!r}; {cure}, {why}.')
     for key, value in tree.items():
-        if not isinstance(key, str) or '/' in key:
+        if not isinstance(key, str):
             raise ValueError(f'{name}: init returns the key {key!r} in {place!r}; {cure}, {why}.')
         _check_names(name, f'{place}/{key}', value)
 

@@ -49,10 +49,6 @@ WRONG = [
     ({'init': params({'a': (jnp.ones(1),)})}, "init returns a tuple as 'params/a'; make it a dict of arrays"),
     ({'init': params({'a': jnp.ones(1), 'b': None})}, "init returns None as 'params/b'; make it a dict of"),
     ({'init': params({'a': jnp.ones(1), 'b': {}})}, "init returns an empty dict as 'params/b'; make it"),
-    (
-        {'init': params({'a/0': jnp.ones(1)})},
-        "init returns the key 'a/0' in 'params'; .*strings without '/' as",
-    ),
     ({'init': params({'a': {0: jnp.ones(1)}})}, "init returns the key 0 in 'params/a'; .* not be loaded"),
     ({'loss': loss(lambda s, b: b['features'] @ jnp.zeros(3))}, r'fails on a .* features float32\[8, 10\]'),
     ({'loss': loss(lambda s, b: b['target'].mean())}, r'loss must return \(loss, \(metrics, batch_stats\)\)'),
