@@ -209,7 +209,7 @@ The perceptron of width 64, with 64 images a step, ends in points from SGD:
 
 At 1/256 two workers end level with SGD and eight behind; at 1/64 it is the other way round, though the
 intervals overlap once the choice of rates counts. So on the perceptron larger workers are not better at every
-compression, other than on the transformer.
+compression, unlike on the transformer.
 
 **Setting.** The transformer of 33 k parameters, its data and the rule for rates are those of
 [few bits](../few_bits/README.md): 32 sequences a step in 1,200 steps. That of 115 k has the steps, rates and
