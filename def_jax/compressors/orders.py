@@ -46,13 +46,14 @@ def _permuted(pivots: jax.Array, salts: jax.Array, position: jax.Array, size: ja
     so any size is permuted, whatever the bits are.
     """
 
-    def swap(position, drawn):
-        pivot, salt = drawn
-        mirrored = (pivot + size - position) % size
-        swapped = _mixed(jnp.maximum(position, mirrored) ^ salt) & 1
-        return jnp.where(swapped, mirrored, position), None
+    return lax.scan(_swapped, (position, size), (pivots, salts), unroll=len(pivots))[0][0]
 
-    return lax.scan(swap, position, (pivots, salts), unroll=len(pivots))[0]
+
+def _swapped(entry: tuple[jax.Array, jax.Array], drawn: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+    (position, size), (pivot, salt) = entry, drawn
+    mirrored = (pivot + size - position) % size
+    swapped = _mixed(jnp.maximum(position, mirrored) ^ salt) & 1
+    return (jnp.where(swapped, mirrored, position), size), None
 
 
 def _mixed(bits: jax.Array) -> jax.Array:

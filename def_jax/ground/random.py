@@ -40,10 +40,10 @@ def fold(key: Key, path: Sequence[Any]) -> Key:
     rows = jnp.stack([jnp.broadcast_to(jnp.asarray(data, jnp.uint32), shape) for data in path])
     start = jnp.broadcast_to(key[0], shape), jnp.broadcast_to(key[1], shape)
     # A loop, or XLA would compute each fold again in every kernel that follows.
-    return lax.scan(lambda key, data: (_folded(key, data), None), start, rows)[0]
+    return lax.scan(_folded, start, rows)[0]
 
 
-def _folded(key: Key, data: jax.Array) -> Key:
+def _folded(key: Key, data: jax.Array) -> tuple[Key, None]:
     """Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011 (Threefry-2x32-20)."""
     schedule = *key, key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)
     x, y = key[0], key[1] + data
@@ -53,7 +53,7 @@ def _folded(key: Key, data: jax.Array) -> Key:
             y = x ^ (y << np.uint32(rotation) | y >> np.uint32(32 - rotation))
         x = x + schedule[(i + 1) % 3]
         y = y + (schedule[(i + 2) % 3] + np.uint32(i + 1))
-    return x, y
+    return (x, y), None
 
 
 def words(key: Key) -> jax.Array:
