@@ -140,6 +140,8 @@ def test_e_a_hidden_mean_is_found():
         def_jax.check(program, optimizer, arguments[0])  # whose message would hide a dense mean
     with pytest.raises(ValueError, match=r"axis_name='batch' must be the optimizer's.*'gpus'"):
         def_jax.check(program, optimizer, PARAMS, 'batch')
+    with pytest.raises(ValueError, match=r'^check: .* is inside optax.MultiSteps, .* every=\.\.\. of'):
+        def_jax.check(program, optax.MultiSteps(optimizer, 4), PARAMS)
 
 
 # What residuals show depends on the bits; moments show it whatever they are.

@@ -70,8 +70,8 @@ def check_compressor(compressor: Any) -> None:
             'def_jax.random_block(ratio=64).'
         )
     raise ValueError(
-        f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64). Wrap a function of your '
-        'own in def_jax.compressors.Compressor(select, parts).'
+        f'{compressor=} must be a compressor such as def_jax.random_block(ratio=64). An optimizer goes into '
+        'inner=. Wrap a function of your own in def_jax.compressors.Compressor(select, parts).'
     )
 
 

@@ -37,7 +37,13 @@ def rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     if dtype.itemsize >= 4:
         return x
     info = jnp.finfo(dtype)
-    return lax.reduce_precision(x, info.nexp, info.nmant)
+    normal = lax.reduce_precision(x, info.nexp, info.nmant)
+    if info.smallest_normal <= jnp.finfo(jnp.float32).smallest_normal:
+        return normal
+    # Where float16 has subnormal numbers, multiples of the least of them, reduce_precision has zero.
+    least = jnp.float32(info.smallest_subnormal)
+    multiple = lax.round(x / least, lax.RoundingMethod.TO_NEAREST_EVEN) * least
+    return jnp.where(jnp.abs(x) < info.smallest_normal, multiple, normal)
 
 
 def read_after(values: jax.Array, x: jax.Array) -> jax.Array:

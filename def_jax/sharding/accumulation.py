@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from def_jax.state.link import float32_zeros
+from def_jax.state.ownership import AccumulatedState
 
 
 def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.GradientTransformationExtraArgs:
@@ -16,7 +17,7 @@ def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.Gr
 
     def init(params):  # the state of a chain, of which what precedes the link is per-worker
         calls, total = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-        return (float32_zeros(params), calls, total), last.init(params)
+        return AccumulatedState(float32_zeros(params), calls, total), last.init(params)
 
     def update(grads, state, params=None, **extra_args):
         (mean, n, total), of_last = state
@@ -31,6 +32,6 @@ def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.Gr
         if 'weight' in extra_args:
             extra_args['weight'] = total
         updates, of_last = last.update(optax.tree.cast_like(mean, grads), of_last, params, **extra_args)
-        return updates, ((mean, (n + 1) % every, total), of_last)
+        return updates, (AccumulatedState(mean, (n + 1) % every, total), of_last)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -113,7 +113,10 @@ def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree)
         )
     names = set(axis_names(axis_name))
     if not names or names - set(mesh.axis_names):
-        raise ValueError(f'{axis_name=} must be an axis of the mesh, or a tuple: it has {mesh.axis_names}.')
+        raise ValueError(
+            f'{axis_name=} must be an axis of the mesh, or a tuple: it has {mesh.axis_names}. Pass to '
+            f"def_jax.spmd the optimizer's, e.g. axis_name={mesh.axis_names[0]!r}."
+        )
     check_specs(param_specs, axis_name, mesh.axis_names)
     devices = mesh.size // math.prod(mesh.shape[name] for name in names)
     if param_specs is None and devices > 1:

@@ -3,7 +3,7 @@
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,19 @@ _OPTIMIZERS = (
 # Of optimizers that return to parameters that they keep, by arithmetic that `factors` cannot follow.
 _COPYING = (
     *(optax.contrib.COCOBState, optax.contrib.MadgradState),
-    *(optax.contrib.MechanicState, optax.contrib.SAMState),
+    *(optax.contrib.MechanicState, optax.contrib.SAMState, optax.contrib.ScheduleFreeState),
 )
+
+# They keep the gradient where their search ended.
+_SEARCHING = optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState
+
+
+class AccumulatedState(NamedTuple):
+    """The mean of the gradients of a step's calls so far, their number, and the sum of their weights."""
+
+    mean: PyTree
+    calls: Any
+    weight: Any
 
 
 def _of_types(types: tuple[type, ...], tree: PyTree) -> Iterator[str]:
@@ -185,21 +196,35 @@ def check_no_copy(inner: optax.GradientTransformation, params: PyTree) -> None:
     detached point, it would add the residual a second time, and training runs away.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), params)
+    update, state, program = optax.with_extra_args_support(inner).update, (), None
     try:
         state = jax.eval_shape(inner.init, shapes)
-        program = jax.make_jaxpr(lambda x, g, s: inner.update(g, s, x)[0])(shapes, shapes, state)
-    except (TypeError, NameError):  # it needs extra arguments, or a mesh axis, that are not known here
+        program = jax.make_jaxpr(lambda x, g, s: update(g, s, x, value=0.0)[0])(shapes, shapes, state)
+    except NameError:  # of a mesh axis that is not known here
         return
-    count = len(jax.tree.leaves(shapes))
-    given = [1.0] * count + [0.0] * (len(program.jaxpr.invars) - count)
-    if any(_of_types(_COPYING, state)) or any(-1 in found for found in factors(program.jaxpr, given)):
+    except TypeError:  # it needs other extra arguments
+        pass
+    if kind := next(_of_types(_SEARCHING, state), None):
+        raise ValueError(
+            f'inner= searches along a line ({kind}) on its own worker, and ends where x does not go: steps '
+            'and gradients that it keeps are of no use there. Pass linesearch=None to optax.lbfgs.'
+        )
+    if any(_of_types(_COPYING, state)) or (program is not None and _returns_to_a_copy(program, shapes)):
         raise ValueError(
             'inner= keeps a copy of the parameters, such as float32 masters, or sets them to a bound, and '
             'returns what is missing to it: at the detached point that counts the residual twice, and may '
             'diverge. Leave the copy out: of narrow parameters, def_jax.output_params is a float32 master '
-            'copy already. Put a bound, such as optax.keep_params_nonnegative, after the wrapper in a chain. '
-            'Optimizers like optax.contrib.cocob, madgrad, mechanize and sam cannot do without: pass another.'
+            'copy already. Put a bound, such as optax.keep_params_nonnegative, after the wrapper in a chain, '
+            'and optax.contrib.schedule_free around the wrapper. Optimizers like optax.contrib.cocob, '
+            'madgrad, mechanize and sam cannot do without: pass another.'
         )
+
+
+def _returns_to_a_copy(program: Any, params: PyTree) -> bool:
+    """Whether a traced update, of parameters first, has them with a minus."""
+    count = len(jax.tree.leaves(params))
+    given = [1.0] * count + [0.0] * (len(program.jaxpr.invars) - count)
+    return any(-1 in found for found in factors(program.jaxpr, given))
 
 
 def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False) -> None:
@@ -254,7 +279,9 @@ def _check_between(
             'chain. Two whole optimizers both negate, and x would climb. Pass all of it to '
             'def_jax.error_feedback as inner=.'
         )
-    leaves = jax.tree.leaves([part for part in before if not is_link(part)])
+    # A mean of gradients is taken at the detached point, and begins anew after a step that is skipped.
+    held = [part for part in before if not (is_link(part) or isinstance(part, AccumulatedState))]
+    leaves = jax.tree.leaves(held)
     floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     skips = not isinstance(link.skipped, tuple)  # and what precedes keeps a NaN for good
     alone = link.worker.shape[:-1]  # of one number, or of one for every worker

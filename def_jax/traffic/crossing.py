@@ -17,7 +17,7 @@ from jax.tree_util import keystr
 from def_jax.ground.arguments import check_integer
 from def_jax.ground.collectives import axis_names
 from def_jax.ground.types import AxisName, PyTree
-from def_jax.state.ownership import is_link, link_states, own_leaves
+from def_jax.state.ownership import check_surroundings, is_link, link_states, own_leaves
 from def_jax.state.specs import spec_axes
 from def_jax.traffic import Message, devices_along, devices_per_worker, traced, traffic_of
 from def_jax.traffic.drift import check_agreement
@@ -92,33 +92,77 @@ def check(
     []
     """
     compiled = _of_jax(compiled)
+    if isinstance(optimizer, optax.MultiSteps):  # no transformation, though it has the state of one
+        check_surroundings(jax.eval_shape(optimizer.init, params), 'check')
     alone = isinstance(optimizer, optax.GradientTransformation)
     optimizers, trees = ([optimizer], [params]) if alone else (list(optimizer), list(params))
     if len(optimizers) != len(trees):
         raise ValueError(
             f'optimizer has {len(optimizers)} elements, but params {len(trees)}: pass those of each.'
         )
+    names = axis_names(axis_name)
     for tree in trees:
-        _check_not_stacked(tree, compiled)
+        _check_not_stacked(tree, compiled, names)
     workers, sent = _exchanged(compiled, optimizers, trees, axis_name)
     limits = Limits(besides, steps, devices_per_node)
-    return check_crossing(compiled, workers, sent, limits, axis_names(axis_name), trees)
+    for tree in trees:
+        _check_joined(compiled, tree, workers, names, limits)
+    return check_crossing(compiled, workers, sent, limits, names, trees)
 
 
-def _check_not_stacked(params: PyTree, compiled: jax.stages.Compiled) -> None:
+def _check_not_stacked(params: PyTree, compiled: jax.stages.Compiled, names: Sequence[str]) -> None:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
     for state in link_states(_inputs(compiled)):
-        if shapes and [x.shape for x in jax.tree.leaves(getattr(state, 'residual', ()))] == shapes:
+        residual = jax.tree.leaves(getattr(state, 'residual', ()))
+        if shapes and [x.shape for x in residual] == shapes:
+            if isinstance(sharding := residual[0].sharding, NamedSharding) and len(sharding.mesh.shape) > 1:
+                raise ValueError(
+                    f'the step takes residuals as if all workers had the same, with {sharding.spec}: one '
+                    f'would be kept for all. Stack the state over {list(names)} and give it the specs of '
+                    'def_jax.state_specs.'
+                )
             raise ValueError(
                 f'params have the shapes of the residuals, which are stacked over workers, as {shapes[0]}. '
                 'Pass one copy, e.g. jax.tree.map(lambda x: x[0], params) of what jax.pmap holds.'
             )
 
 
+def _check_joined(
+    compiled: jax.stages.Compiled,
+    params: PyTree,
+    workers: Sequence[int],
+    names: Sequence[str],
+    limits: Limits,
+) -> None:
+    """Raises ValueError if a worker's devices have data of their own and one x, but join no gradients."""
+
+    def axes(tree: PyTree) -> set[str]:
+        """Axes inside a worker over which something is divided."""
+        specs = [getattr(x.sharding, 'spec', P()) for x in jax.tree.leaves(tree)]
+        return {name for spec in specs for name in spec_axes(spec)} - set(names)
+
+    taken = _taken(compiled, params)
+    own = axes(_inputs(compiled)) - axes(taken)
+    if taken is None or not own:
+        return
+    size = sum(math.prod(_held(x)) * x.dtype.itemsize for x in jax.tree.leaves(params))
+    joined = sum(
+        c.times * c.bytes
+        for c in collectives(compiled.as_text() or '', limits.steps)
+        if any(len({workers[i] for i in group}) < len(group) for group in c.groups or [range(len(workers))])
+    )
+    if joined < min(size, limits.steps * limits.besides):
+        raise ValueError(
+            f'the devices of a worker have data of their own, divided over {sorted(own)}, but exchange '
+            f'{joined:,} bytes: each takes a gradient of its own, and their copies of x drift apart. Pass '
+            f'inside={next(iter(sorted(own)))!r} to the optimizer, or average gradients over it before.'
+        )
+
+
 def _mesh_of(compiled: jax.stages.Compiled, axis_name: AxisName, devices: int) -> dict[str, int]:
     """The sizes of the axes of the program's mesh; all devices on the first axis if it has none."""
     names = axis_names(axis_name)
-    for sharding in jax.tree.leaves(compiled.input_shardings):
+    for sharding in jax.tree.leaves((compiled.input_shardings, compiled.output_shardings)):
         mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
         if mesh is not None and mesh.size == devices and set(names) & set(mesh.axis_names):
             return dict(mesh.shape)
@@ -146,8 +190,9 @@ def _exchanged(
             program, arguments, results = traced(optimizer, params, axis_name, mesh)
         except (NameError, ValueError) as error:  # JAX's of an axis that is not bound, or ours
             raise ValueError(
-                f"{axis_name=} must be the optimizer's, which fails over it. Where jax.vmap simulates a "
-                f"worker's devices, pass their axis as well, e.g. ('nodes', 'gpus'): {error}"
+                f"{axis_name=} must be the optimizer's, which fails over it: pass check the axis_name= that "
+                "it has. Where jax.vmap simulates a worker's devices, pass their axis as well, e.g. "
+                f"('nodes', 'gpus'): {error}"
             ) from error
         except TypeError as error:
             raise TypeError(
@@ -258,13 +303,7 @@ def _compare(
 
 def check_shards(compiled: Any, params: PyTree, names: Collection[str]) -> None:
     """Raises ValueError if a step takes parameters in smaller parts than their shardings, `spmd`'s, say."""
-    shapes = jax.tree.flatten(jax.tree.map(jnp.shape, params))
-
-    def are_params(node: Any) -> bool:
-        return jax.tree.flatten(jax.tree.map(jnp.shape, node)) == shapes
-
-    taken = filter(are_params, jax.tree.leaves(_inputs(_of_jax(compiled)), is_leaf=are_params))
-    found = jax.tree.leaves_with_path(next(taken, None))
+    found = jax.tree.leaves_with_path(_taken(_of_jax(compiled), params))
     for (path, x), told in zip(found, jax.tree.leaves(params), strict=False):
         part, whole = (each.sharding.shard_shape(x.shape) for each in (x, told))
         if math.prod(part) < math.prod(whole):
@@ -279,6 +318,16 @@ def check_shards(compiled: Any, params: PyTree, names: Collection[str]) -> None:
                     else 'Pass param_specs, e.g. jax.tree.map(lambda x: x.sharding.spec, params).'
                 )
             )
+
+
+def _taken(compiled: jax.stages.Compiled, params: PyTree) -> PyTree:
+    """The first of a step's arguments that is like the parameters, or None."""
+    shapes = jax.tree.flatten(jax.tree.map(jnp.shape, params))
+
+    def are_params(node: Any) -> bool:
+        return jax.tree.flatten(jax.tree.map(jnp.shape, node)) == shapes
+
+    return next(filter(are_params, jax.tree.leaves(_inputs(compiled), is_leaf=are_params)), None)
 
 
 def _held(x: Any) -> tuple[int, ...]:

@@ -64,20 +64,40 @@ def test_xla_may_keep_x_in_float32_within_a_program(ratio):
     np.testing.assert_allclose(x[0].astype(jnp.float32) + state.residual.mean(0), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('update_dtype', ['float16', 'float32'])
+@pytest.mark.parametrize(('start', 'rate'), [(0.0, 1e-6), (5e-5, 0.0), (5e-5, 1e-5)])
+def test_float16_has_subnormal_numbers(start, rate, update_dtype):
+    """x stood at three times its value without any gradient."""
+    blocks = def_jax.random_block(4, order='cyclic')
+    optimizer = def_jax.error_feedback(blocks, 'workers', inner=optax.identity())
+    updates = (rate * jax.random.normal(jax.random.key(0), (12, 2, 64))).astype(update_dtype)
+    step = jax.jit(jax.vmap(optimizer.update, axis_name='workers'))
+    x = jnp.full((2, 64), start, 'float16')
+    begin, state = x.astype(jnp.float32), jax.vmap(optimizer.init)(x)
+    for update in updates:
+        moved, state = step(update, state, x)
+        x = optax.apply_updates(x, moved)
+    y = x.astype(jnp.float32) + state.residual.mean(0)
+    np.testing.assert_allclose(y, begin + updates.astype(jnp.float32).mean(1).sum(0), atol=1e-8)
+    np.testing.assert_allclose(x.astype(jnp.float32), y, atol=20 * rate + 3e-8)
+
+
 def masters(inner):
     """float32 masters of the parameters, as a trainer of bfloat16 parameters has them."""
+
+    inner = optax.with_extra_args_support(inner)
 
     def init(params):
         copy = jax.tree.map(lambda x: x.astype(jnp.float32), params)
         return copy, inner.init(copy)
 
-    def update(grads, state, params):
+    def update(grads, state, params, **extra_args):
         copy, state = state
-        updates, state = inner.update(grads, state, copy)
+        updates, state = inner.update(grads, state, copy, **extra_args)
         copy = optax.apply_updates(copy, updates)
         return jax.tree.map(lambda m, x: (m - x).astype(x.dtype), copy, params), (copy, state)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
@@ -95,13 +115,30 @@ def test_a_master_copy_inside_is_refused(dtype):
         optax.contrib.madgrad(0.1),
         optax.contrib.mechanize(optax.sgd(1.0)),
         optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05)),
+        optax.contrib.schedule_free(optax.sgd(0.1), 0.1),  # whose parameters for evaluation drifted apart
     ],
-    ids=['cocob', 'madgrad', 'mechanize', 'sam'],
+    ids=['cocob', 'madgrad', 'mechanize', 'sam', 'schedule_free'],
 )
 def test_optimizers_that_return_to_a_copy_are_refused(inner):
     """With cocob x went to 1e12. On a quadratic at ratio 16, MADGRAD diverged; SAM ended 3 times as far."""
     with pytest.raises(ValueError, match=r'inner= keeps a copy of the parameters, .* optax\.contrib\.cocob'):
         def_jax.error_feedback(def_jax.random_block(16), 'workers', inner=inner).init(jnp.ones(8))
+
+
+def test_a_copy_is_found_beside_what_wants_the_loss():
+    """Its error grew to 1e16."""
+    inner = masters(optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()))
+    with pytest.raises(ValueError, match='inner= keeps a copy of the parameters'):
+        def_jax.error_feedback(def_jax.random_block(16), 'workers', inner=inner).init(jnp.ones(8))
+
+
+@pytest.mark.parametrize(
+    'inner', [optax.lbfgs(), optax.chain(optax.sgd(0.1), optax.scale_by_backtracking_linesearch(2))]
+)
+def test_a_search_along_a_line_is_refused(inner):
+    """The gradient that it keeps is of a point where x never is."""
+    with pytest.raises(ValueError, match=r'searches along a line \(ScaleBy.*linesearch=None'):
+        def_jax.error_feedback(def_jax.random_block(4), 'workers', inner=inner).init(jnp.ones(8))
 
 
 def within_bounds(inner):

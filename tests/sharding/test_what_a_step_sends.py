@@ -139,6 +139,16 @@ def test_as_an_optax_transformation_it_is_itself():
     assert tx == dist.as_optax() == copy.deepcopy(tx) and hash(tx) == hash(copy.copy(dist).as_optax())
 
 
+def test_a_nan_in_an_accumulated_mean_is_skipped_and_gone():
+    dist = spmd(feedback(inner=optax.sgd(0.1), skip_nonfinite=True), accumulate=2)
+    params, state = initial(dist)
+    grads = jax.tree.map(lambda p: np.ones((2, *p.shape), 'f4'), params)
+    step = jax.jit(dist.update)
+    for value in (np.nan, 1, 1, 1):
+        updates, state = step(jax.tree.map(lambda g, value=value: g * value, grads), state, params)
+    assert all(np.isfinite(x).all() and np.any(x) for x in jax.tree.leaves(updates))
+
+
 def test_accumulation_sends_once():
     optimizer = feedback(inner=optax.sgd(0.1, momentum=0.9))
     dist, plain = spmd(optimizer, accumulate=3), spmd(optimizer)
