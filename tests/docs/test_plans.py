@@ -16,7 +16,7 @@ def test_the_page_that_decides_says_what_the_planner_does():
         ' '.join((DOCS / page).read_text().split()) for page in ('decide.md', 'how_to/from_diloco.md')
     )
     trained, (least, *_) = advice.TRAINED, comparison.COMPRESSIONS
-    seen = f'DEF has seen {trained["DEF-Q"] / 1e6:g} M, DEF-Q {advice.DEF_Q_ITSELF / 1e6:g} M'
+    seen = f'DEF has seen {trained["DEF-Q"] / 1e6:g} M, DEF-Q {advice.DEF_Q_ITSELF["adamw"] / 1e6:g} M'
     billions = {family: f'{params / 1e9:g}' for family, params in trained.items()}
     careful = f'from {advice.CAREFUL / 1e6:g} M parameters on'
     limit = float(f'{advice.REACH * trained["DEF-Q"]:.1g}')
@@ -26,7 +26,7 @@ def test_the_page_that_decides_says_what_the_planner_does():
         f'(up to {billions["PowerSGD"]}; not with FSDP inside a worker). {seen}: compare '
         f"`def_adamw(lr, {least}, 'workers')`",
         f"`def_adamw(lr, {comparison.KNOWN}, 'workers')`, {least} {careful}",
-        f'{careful}, DEF-Q is offered at {least} alone',
+        f'{careful}, DEF-Q is recommended at {least} alone',
         f'within a tenth of the fastest, as long as it is {advice.WORTH:g} times as fast as dense',
         f'more than {1 / (advice.WORTH - 1):.0f} times as long, nothing can make it {advice.WORTH:g} times',
     ):
@@ -56,9 +56,15 @@ def test_the_tables_of_the_page_that_decides():
     [
         ('7 B', r'Start with DiLoCo, H = 50.*`enable_diloco=true`.*To compare DEF-Q, compression 16'),
         ('ResNet-50', r'hides 81 %.*Dense is best.*Change nothing.*Start with DEF-Q, compression 16'),
-        ('1.3 B', r'Start with DiLoCo, H = 50.*Streaming DiLoCo.*`enable_diloco=true`.*To compare DEF-Q'),
-        ('300 M', r'This is not for home users.*Start with DiLoCo, H = 200'),
-        ('LoRA', r'Start with DEF-Q, compression 16, inside=4: 1.10 times.*where 59 % hides, stay dense'),
+        (
+            '1.3 B',
+            r'7.56 GB over every node.*Start with DiLoCo, H = 50.*but is known to 1 B.*To compare DEF-Q',
+        ),
+        ('300 M', r'\*\*No, .*not for home users.*sites of your own: Start with DiLoCo, H = 200'),
+        (
+            'LoRA',
+            r'Start with DEF-Q, compression 16, inside=4: 1.10 times.*until 45 % hides, .* until 59 % does',
+        ),
         ('One machine', r'Nothing here pays within one machine'),
     ],
 )

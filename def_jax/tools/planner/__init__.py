@@ -183,8 +183,12 @@ def parse_bandwidth(text: str) -> float:
         ) from None
 
 
-def parse_size(text: str) -> float:
+def parse_size(text: str, name: str = 'size') -> float:
     """A number from '7B', '25.6M' or '1.3e9'; of bytes, '80GB' and '80G' are the same.
+
+    Args:
+        text: the number and its unit.
+        name: what an error calls it.
 
     Raises:
         ValueError: if the text is not a size.
@@ -192,11 +196,11 @@ def parse_size(text: str) -> float:
     >>> parse_size('7B'), parse_size('25.6M')
     (7000000000.0, 25600000.0)
     """
-    match = re.fullmatch(rf'{_NUMBER}\s*([kmgt]?b?)', str(text).strip(), re.IGNORECASE)
+    match = re.fullmatch(rf'{_NUMBER}\s*([kmgt]b?|b?)', str(text).strip(), re.IGNORECASE)
     try:
         return float(match[1]) * _UNITS.get(match[2][:1].lower(), 1.0)  # type: ignore[index]
     except (TypeError, ValueError):
-        raise ValueError(f"size={text!r} must be a number such as '7B', '25.6M' or '1.3e9'.") from None
+        raise ValueError(f"{name}={text!r} must be a number such as '7B', '25.6M' or '1.3e9'.") from None
 
 
 def draw(plan: Plan, path: str) -> None:

@@ -7,7 +7,7 @@ from def_jax.ground.arguments import check_choice, check_integer
 from def_jax.tools import markdown
 from def_jax.tools.planner import Plan
 
-__all__ = ['OPTIMIZERS', 'Optimizer', 'Prediction', 'compare', 'table']
+__all__ = ['OPTIMIZERS', 'Optimizer', 'Prediction', 'compare', 'milliseconds', 'table', 'times']
 
 Optimizer = Literal['sgd', 'adamw']
 OPTIMIZERS = {'sgd': 'momentum SGD', 'adamw': 'AdamW'}
@@ -70,7 +70,7 @@ def compare(plan: Plan, local_steps: int = 50, optimizer: Optimizer | None = Non
     """
     check_integer('local_steps', local_steps, 1, 'steps of DiLoCo between two averages')
     if optimizer is not None:
-        check_choice('optimizer', optimizer, OPTIMIZERS)
+        check_choice('optimizer', optimizer, OPTIMIZERS | {'adamw': 'AdamW, or Adam with weight_decay=0'})
     powersgd = [] if plan.fsdp else [_powersgd(plan, optimizer)]
     return [
         *_dense(plan, optimizer),
@@ -155,7 +155,7 @@ def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Predicti
     streamed = line(f"random_block({local_steps / every:g}, order='cyclic')", every, ', bits=4, overlap=True')
     averaged = line('identity()', local_steps)
     setting, sent, then = f'H = {local_steps}', plan.ring(4 * plan.params) / local_steps, _changes(plan)
-    hidden = f'{setting}, 4 bits, hidden'
+    hidden = f'{setting}, 4 bits, {"hidden" if streaming <= plan.step_time else "partly hidden"}'
     memory = _memory(plan, 'DiLoCo', optimizer)
     return [
         Prediction('DiLoCo', setting, sent, plan.step_time + seconds, memory, averaged, then),
@@ -189,10 +189,20 @@ def table(plan: Plan, methods: Sequence[Prediction]) -> str:
     """The comparison as a Markdown table."""
     rows = [['', 'MB sent a step', 'step, ms', 'communication, ms', 'times as fast', 'GB a device']]
     for each in methods:
-        rest, speed_up = 1e3 * max(0.0, each.seconds - plan.step_time), methods[0].seconds / each.seconds
-        times = f'{1e3 * each.seconds:.2f}', f'{rest:.2f}', f'{speed_up:.2f}'
-        rows.append([each.name, _short(each.sent / 1e6), *times, _short(each.memory / 1e9)])
+        rest = milliseconds(max(0.0, each.seconds - plan.step_time))
+        speed_up = times(methods[0].seconds / each.seconds)
+        shown = milliseconds(each.seconds), rest, speed_up
+        rows.append([each.name, _short(each.sent / 1e6), *shown, _short(each.memory / 1e9)])
     return markdown.table(rows)
+
+
+def milliseconds(seconds: float) -> str:
+    """In about three digits: predictions are no more exact."""
+    return _short(1e3 * seconds)
+
+
+def times(speed_up: float) -> str:
+    return f'{speed_up:.2f}' if speed_up < 10 else f'{speed_up:.0f}'
 
 
 def _short(number: float) -> str:

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from def_jax.baselines.methods import look_up
 from def_jax.ground.arguments import check_number
 
 __all__ = ['DEVICES', 'Device', 'get_device']
@@ -76,5 +75,10 @@ DEVICES = {
 
 
 def get_device(name: str) -> Device:
-    """The device called `name`; raises ValueError, naming those that are known, if there is none."""
-    return look_up('device', name, DEVICES)
+    """The device called `name`, in any case; raises ValueError, naming the known ones, if there is none."""
+    if name.lower() not in DEVICES:
+        raise ValueError(
+            f'device={name!r} is unknown; it must be one of {", ".join(DEVICES)}. For any other, pass the '
+            'measured --step-time instead, and its --memory.'
+        )
+    return DEVICES[name.lower()]

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -50,10 +51,21 @@ _FLOPS = (
     '6 · parameters · tokens of a worker / devices of a worker'
 )
 _NOTES = (
-    "Each of Streaming DiLoCo's messages is assumed to hide behind one gradient, the best case. "
+    "Each of Streaming DiLoCo's messages is assumed to travel while one gradient is computed, the best "
+    'case{}. Where steps were measured, such predictions were up to 32 % too low; they leave out the '
+    "optimizer's own time, which `--overhead` adds. "
     'A device holds parameters, gradients and optimizer state in float32, the state that of AdamW without '
     '`--optimizer`; activations and frozen parameters are not counted here.'
 )
+_WAITS = "; DEF-Q's rows wait for theirs, which `--in-flight` hides as well"
+# Of a flag without its unit: the least that makes sense, and what was probably meant.
+_LEAST = {
+    'params': (1e3, '{}M or {}B'),
+    'memory': (1e6, '{}GB'),
+    'bandwidth': (1e4, '{}gbit or {}mbit'),
+}
+_LONG = 100  # seconds of a step, above which milliseconds were probably meant
+_NODE = 8  # GPUs of most nodes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,7 +91,11 @@ def main(argv: list[str] | None = None) -> int:
     if measured and jax.process_index() > 0:
         return 0
     told = _NO_ADVICE if bound else advice.advise(plan, found, optimizer)
-    shown = [*notes, comparison.table(plan, found), _NOTES] if plan.workers > 1 else []
+    shown = (
+        [*notes, comparison.table(plan, found), _NOTES.format('' if plan.in_flight else _WAITS)]
+        if plan.workers > 1
+        else []
+    )
     print(*shown, told, sep='\n\n')
     return 0
 
@@ -92,7 +108,7 @@ def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[s
     place = [values.pop(flag) for flag in _PLACE]
     for flag, given, needed, there in (
         ('--flops', flops is not None, '--device', name is not None),
-        ('--utilisation', utilisation is not None, '--flops', flops is not None),
+        ('--utilisation', utilisation is not None, f'--flops, the {_FLOPS}', flops is not None),
         ('/'.join(map(_flag, _PLACE)), any(value is not None for value in place), '--measure', measured),
     ):
         if given and not there:
@@ -101,7 +117,7 @@ def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[s
         raise ValueError('--dense-step and --overlap exclude each other: the step says what is hidden.')
     device = None if name is None else get_device(name)
     for field in ('params', 'memory'):
-        values[field] = values[field] and planner.parse_size(values[field])
+        values[field] = values[field] and planner.parse_size(values[field], field)
     measures = '`--measure`' if measured else ''
     sources = measures or '`--bandwidth`', '`--latency`' if values['latency'] is not None else measures
     link = _measured(values, place) if measured else None
@@ -112,8 +128,11 @@ def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[s
     if missing := [_flag(field) + _OR.get(field, '') for field in values if values[field] is None]:
         told = _own_link(device) if device is not None and values['bandwidth'] is None else ''
         parser.error(f'the following arguments are required: {", ".join(missing)}{told}')
-    plan = planner.Plan(**values | {'bandwidth': planner.parse_bandwidth(values['bandwidth'])})
+    values['bandwidth'] = planner.parse_bandwidth(values['bandwidth'])
+    _check_units(values)
+    plan = planner.Plan(**values)
     notes = [f'{_workers(plan)} {_speed(plan, *sources)}', *([link.describe()] if link else [])]
+    notes += [text for text in (_inside(plan), '' if flops else _long(plan)) if text]
     if device is not None and flops is not None:
         notes.append(_estimate(plan, device, utilisation))
     if dense_step is not None:
@@ -125,6 +144,38 @@ def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[s
         plan = dataclasses.replace(plan, overlap=plan.hidden(dense_step))
         notes.append(_hidden(plan, dense_step))
     return plan, notes, device is not None and flops is not None and utilisation is None
+
+
+def _check_units(values: dict[str, Any]) -> None:
+    """Raises ValueError for a value that makes sense in another unit alone."""
+    for field, (least, meant) in _LEAST.items():
+        if 0 < values[field] < least:
+            told = meant.replace('{}', f'{_flag(field)}={values[field]:g}')
+            raise ValueError(f'{_flag(field)}={values[field]:g} has no unit. Did you mean {told}?')
+
+
+def _long(plan: planner.Plan) -> str:
+    if plan.step_time <= _LONG:
+        return ''
+    return (
+        f'A step is taken to compute for {plan.step_time:,g} seconds, the unit of `--step-time`. If you '
+        f'meant milliseconds, pass {plan.step_time / 1e3:g}.'
+    )
+
+
+def _inside(plan: planner.Plan) -> str:
+    """What a worker's GPUs exchange among themselves, where that isn't free."""
+    if plan.gpus_per_link <= (1 if plan.fsdp else _NODE):
+        return ''
+    size, gpus = plan.dense_bytes * plan.params, plan.gpus_per_link
+    moved = (3 if plan.fsdp else 2) * (1 - 1 / gpus) * size
+    what = f'FSDP over its {gpus} GPUs' if plan.fsdp else f'the mean over its {gpus} GPUs'
+    return (
+        "What a worker's GPUs exchange among themselves is taken as free. Where a worker is several nodes, "
+        f"it isn't: {what} moves {moved / 1e9:,.3g} GB over every node's link in a step, "
+        f'{8 * moved / 1e11:.2g} s at 100 Gbit/s. Measure `--step-time` on a whole worker, so that it has '
+        'this time.'
+    )
 
 
 def _workers(plan: planner.Plan) -> str:
@@ -157,7 +208,8 @@ def _own_link(device: Device) -> str:
 
 
 def _estimate(plan: planner.Plan, device: Device, utilisation: float | None) -> str:
-    told = f'({device.source}) {device.title} computes a step in {1e3 * plan.step_time:.2f} ms. '
+    step = comparison.milliseconds(plan.step_time)
+    told = f'({device.source}) {device.title} computes a step in {step} ms. '
     if utilisation is None:
         more = 'That is a bound, not a prediction: the longer it takes, the less compression gains.'
         return f'At its peak {told}{more}'
@@ -165,13 +217,29 @@ def _estimate(plan: planner.Plan, device: Device, utilisation: float | None) -> 
 
 
 def _hidden(plan: planner.Plan, dense_step: float) -> str:
-    told = f'Your dense step of {1e3 * dense_step:.2f} ms hides {100 * plan.overlap:.0f} % of the all-reduce.'
+    given, whole = comparison.milliseconds(dense_step), comparison.milliseconds(plan.dense_step())
+    told = f'Your dense step of {given} ms hides {100 * plan.overlap:.0f} % of the all-reduce.'
     if dense_step > plan.dense_step() * 1.1:
         told += (
-            f' Without overlap it should take {1e3 * plan.dense_step():.2f} ms: the line is slower than '
-            '`--bandwidth` says, which `--measure` finds out.'
+            f' Without overlap it should take {whole} ms: the line is slower than `--bandwidth` says, which '
+            '`--measure` finds out.'
         )
     return told
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be a number of seconds without a unit, such as 0.25 for 250 ms'
+        ) from None
+
+
+_KINDS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(('params', 'memory', 'bandwidth'), str),
+    **dict.fromkeys(('step_time', 'latency', 'overhead'), _seconds),
+}
 
 
 def _parser() -> _Parser:
@@ -186,7 +254,7 @@ def _parser() -> _Parser:
         if field.type is bool:
             parser.add_argument(*names, action='store_true', help=_HELP[field.name])
             continue
-        kind = str if field.name in ('params', 'memory', 'bandwidth') else field.type
+        kind = _KINDS.get(field.name, field.type)
         default = None if field.default is dataclasses.MISSING else field.default
         text = _HELP[field.name] + ('' if default is None else f' (default: {default:g})')
         # `main` sets the default of latency last: what is measured, or a vendor's, comes before it.
@@ -201,8 +269,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument(
         '--optimizer',
-        choices=list(comparison.OPTIMIZERS),
-        help='what you train with; by default both are shown',
+        help=f'what you train with, {" or ".join(comparison.OPTIMIZERS)}; by default both are shown',
     )
     parser.add_argument('--output', help='PNG file for a plot of the speed-up')
     parser.add_argument(
@@ -217,7 +284,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument(
         *_spellings('dense_step'),
-        type=float,
+        type=_seconds,
         help='measured seconds of a dense step with all workers, from which --overlap follows',
     )
     parser.add_argument(
