@@ -18,11 +18,11 @@ NETWORKS = ('generator', 'discriminator')
 
 
 def make_optimizer(num_steps):
-    def adamw(rate, seed):  # with one seed, blocks of both would be drawn alike
-        schedule = optax.cosine_decay_schedule(rate, num_steps)
-        return def_jax.def_adamw(schedule, 64, 'workers', weight_decay=0.0, seed=seed)
+    def adam(rate, seed):  # with one seed, blocks of both would be drawn alike
+        inner = optax.adam(optax.cosine_decay_schedule(rate, num_steps), b1=0.5)
+        return def_jax.error_feedback(def_jax.random_block(4), 'workers', inner=inner, bits=2, seed=seed)
 
-    optimizers = {'generator': adamw(5e-4, seed=0), 'discriminator': adamw(5e-3, seed=1)}
+    optimizers = {'generator': adam(5e-4, seed=0), 'discriminator': adam(5e-3, seed=1)}
     return optax.multi_transform(optimizers, dict(zip(NETWORKS, NETWORKS, strict=True)))
 
 

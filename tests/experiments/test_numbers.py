@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from def_jax.tools import pictures
 from def_jax.tools.planner import advice
 from experiments import __main__, numbers, pages, runner, wire
 from experiments.spec import Records, Spec
@@ -26,11 +27,12 @@ def rows_of(name):
 
 
 @pytest.mark.parametrize('name', WITH_RECORDS)
-def test_a_page_of_results_follows_from_its_records(name, tmp_path):
+def test_a_page_of_results_follows_from_its_records(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, 'DPI', 70)  # as many pictures, in a third of the time
     shutil.copy(RESULTS / name / 'runs.jsonl', tmp_path)
     experiment = importlib.import_module(f'experiments.{name}')
-    pictures = (getattr(experiment, name, None) for name in ('CURVES', 'ALONG'))
-    pages.write_experiment(experiment.SETTINGS, experiment.PAGE, tmp_path, *pictures)
+    drawings = (getattr(experiment, name, None) for name in ('CURVES', 'ALONG'))
+    pages.write_experiment(experiment.SETTINGS, experiment.PAGE, tmp_path, *drawings)
     for page in (RESULTS / name).glob('*.md'):
         assert page.read_text() == (tmp_path / page.name).read_text()
     drawn = {path.name for path in tmp_path.glob('*.png')}
