@@ -8,6 +8,8 @@ seed. Since those decays were chosen in 1,200 steps, AdamW has three other pairs
 was seen ahead there).
 """
 
+from collections.abc import Sequence
+
 from experiments.adamw import adamw
 from experiments.own_chunk import exact
 from experiments.tuning import Setting
@@ -16,7 +18,12 @@ __all__ = ['ALONG', 'PAGE', 'SETTINGS']
 
 
 def _setting(
-    steps: int, first: float, tuning_seeds: range, seeds: range, factor: float = 2**0.5, decays=()
+    steps: int,
+    first: float,
+    tuning_seeds: range,
+    seeds: range,
+    factor: float = 2**0.5,
+    decays: Sequence[tuple[float, float]] = (),
 ) -> Setting:
     where: dict[str, object] = {'size': '33k'}
     if steps != 1200:

@@ -45,11 +45,11 @@ def _permuted(pivots: jax.Array, salts: jax.Array, position: jax.Array, size: ja
     random pivot below the size and swaps the pair or not, by a bit that both ends of the pair compute alike;
     so any size is permuted, whatever the bits are.
     """
-
     return lax.scan(_swapped, (position, size), (pivots, salts), unroll=len(pivots))[0][0]
 
 
 def _swapped(entry: tuple[jax.Array, jax.Array], drawn: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+    """A round; no closure over the size, since JAX keeps what it traced of a function that it knows."""
     (position, size), (pivot, salt) = entry, drawn
     mirrored = (pivot + size - position) % size
     swapped = _mixed(jnp.maximum(position, mirrored) ^ salt) & 1

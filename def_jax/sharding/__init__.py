@@ -29,8 +29,8 @@ from def_jax.state.link import Shards, check_like, sharded
 from def_jax.state.ownership import link_states, own_leaves
 from def_jax.state.regrouping import num_stacked, regroup
 from def_jax.state.specs import with_specs
-from def_jax.traffic import Message, drift, traffic_of
-from def_jax.traffic.crossing import Limits, check_crossing, check_shards
+from def_jax.traffic import Message, drift, inputs, traffic_of
+from def_jax.traffic.crossing import Limits, check_crossing
 from def_jax.traffic.hlo import Collective
 
 _STATE = (
@@ -336,7 +336,7 @@ class Spmd:
             raise ValueError('no update of this def_jax.spmd was traced yet: pass params.')
         grads, state = self._abstract_grads(params), self.abstract_state(params)
         params = self._workers.abstract(params, self._specs(params))
-        check_shards(compiled, params, self._workers.names)
+        inputs.check_shards(compiled, params, self._workers.names)
         # With a loss, which some optimizers want.
         program = self._update.trace(grads, state, params, None, {'value': 0.0}).jaxpr
         return traffic_of(program.jaxpr, self.axis_name, self.mesh.shape).messages, params

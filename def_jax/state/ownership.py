@@ -50,9 +50,9 @@ _SEARCHING = optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesear
 class AccumulatedState(NamedTuple):
     """The mean of the gradients of a step's calls so far, their number, and the sum of their weights."""
 
-    mean: PyTree
-    calls: Any
-    weight: Any
+    mean: PyTree  # like the parameters, float32
+    calls: jax.Array  # int32 []
+    weight: jax.Array  # float32 []
 
 
 def _of_types(types: tuple[type, ...], tree: PyTree) -> Iterator[str]:

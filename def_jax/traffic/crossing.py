@@ -1,17 +1,15 @@
 """Whether a compiled step passes more between workers or nodes than the message, read from its HLO."""
 
 import functools
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import NamedSharding, P
+from jax import NamedSharding
 from jax.tree_util import keystr
 
 from def_jax.ground.arguments import check_integer
@@ -22,6 +20,7 @@ from def_jax.state.specs import spec_axes
 from def_jax.traffic import Message, devices_along, devices_per_worker, traced, traffic_of
 from def_jax.traffic.drift import check_agreement
 from def_jax.traffic.hlo import Collective, collectives
+from def_jax.traffic.inputs import bytes_held, check_joined, check_not_stacked, inputs, of_jax
 from def_jax.traffic.nodes import crosses, leaving, nodes_of
 
 _MOVES = 'collective-permute', 'all-to-all'
@@ -91,7 +90,7 @@ def check(
     >>> def_jax.check(step.lower(*arguments).compile(), optimizer, x)  # one worker sends nothing
     []
     """
-    compiled = _of_jax(compiled)
+    compiled = of_jax(compiled)
     if isinstance(optimizer, optax.MultiSteps):  # no transformation, though it has the state of one
         check_surroundings(jax.eval_shape(optimizer.init, params), 'check')
     alone = isinstance(optimizer, optax.GradientTransformation)
@@ -102,61 +101,12 @@ def check(
         )
     names = axis_names(axis_name)
     for tree in trees:
-        _check_not_stacked(tree, compiled, names)
+        check_not_stacked(tree, compiled, names)
     workers, sent = _exchanged(compiled, optimizers, trees, axis_name)
-    limits = Limits(besides, steps, devices_per_node)
+    limits, found = Limits(besides, steps, devices_per_node), _read(compiled, steps)
     for tree in trees:
-        _check_joined(compiled, tree, workers, names, limits)
-    return check_crossing(compiled, workers, sent, limits, names, trees)
-
-
-def _check_not_stacked(params: PyTree, compiled: jax.stages.Compiled, names: Sequence[str]) -> None:
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
-    for state in link_states(_inputs(compiled)):
-        residual = jax.tree.leaves(getattr(state, 'residual', ()))
-        if shapes and [x.shape for x in residual] == shapes:
-            if isinstance(sharding := residual[0].sharding, NamedSharding) and len(sharding.mesh.shape) > 1:
-                raise ValueError(
-                    f'the step takes residuals as if all workers had the same, with {sharding.spec}: one '
-                    f'would be kept for all. Stack the state over {list(names)} and give it the specs of '
-                    'def_jax.state_specs.'
-                )
-            raise ValueError(
-                f'params have the shapes of the residuals, which are stacked over workers, as {shapes[0]}. '
-                'Pass one copy, e.g. jax.tree.map(lambda x: x[0], params) of what jax.pmap holds.'
-            )
-
-
-def _check_joined(
-    compiled: jax.stages.Compiled,
-    params: PyTree,
-    workers: Sequence[int],
-    names: Sequence[str],
-    limits: Limits,
-) -> None:
-    """Raises ValueError if a worker's devices have data of their own and one x, but join no gradients."""
-
-    def axes(tree: PyTree) -> set[str]:
-        """Axes inside a worker over which something is divided."""
-        specs = [getattr(x.sharding, 'spec', P()) for x in jax.tree.leaves(tree)]
-        return {name for spec in specs for name in spec_axes(spec)} - set(names)
-
-    taken = _taken(compiled, params)
-    own = axes(_inputs(compiled)) - axes(taken)
-    if taken is None or not own:
-        return
-    size = sum(math.prod(_held(x)) * x.dtype.itemsize for x in jax.tree.leaves(params))
-    joined = sum(
-        c.times * c.bytes
-        for c in collectives(compiled.as_text() or '', limits.steps)
-        if any(len({workers[i] for i in group}) < len(group) for group in c.groups or [range(len(workers))])
-    )
-    if joined < min(size, limits.steps * limits.besides):
-        raise ValueError(
-            f'the devices of a worker have data of their own, divided over {sorted(own)}, but exchange '
-            f'{joined:,} bytes: each takes a gradient of its own, and their copies of x drift apart. Pass '
-            f'inside={next(iter(sorted(own)))!r} to the optimizer, or average gradients over it before.'
-        )
+        check_joined(compiled, found, tree, workers, names, steps * besides)
+    return _crossing(compiled, found, workers, sent, limits, names, trees)
 
 
 def _mesh_of(compiled: jax.stages.Compiled, axis_name: AxisName, devices: int) -> dict[str, int]:
@@ -211,7 +161,7 @@ def _exchanged(
 
 def _simulated(compiled: jax.stages.Compiled) -> int:
     """How many workers `jax.vmap` simulates on a device, as the state of a step tells; 2 at least."""
-    found = [getattr(state, 'worker', None) for state in link_states(_inputs(compiled))]
+    found = [getattr(state, 'worker', None) for state in link_states(inputs(compiled))]
     return max([2, *(x.shape[0] for x in found if x is not None and len(x.shape) == 2)])
 
 
@@ -232,21 +182,34 @@ def check_crossing(
     params: Sequence[PyTree],
 ) -> list[Collective]:
     """`check`, given the worker of each device, what it passes to others over `names`, and all parameters."""
-    steps = limits.steps
+    compiled = of_jax(compiled)
+    return _crossing(compiled, _read(compiled, limits.steps), workers, messages, limits, names, params)
+
+
+def _read(compiled: jax.stages.Compiled, steps: int) -> list[Collective]:
     check_integer('steps', steps, 1, 'calls of update in the program')
-    compiled = _of_jax(compiled)
-    nodes = None
+    return collectives(compiled.as_text() or '', steps)
+
+
+def _crossing(
+    compiled: jax.stages.Compiled,
+    every: Sequence[Collective],
+    workers: Sequence[int],
+    messages: Iterable[Message],
+    limits: Limits,
+    names: Sequence[str],
+    params: Sequence[PyTree],
+) -> list[Collective]:
+    nodes, steps = None, limits.steps
     if limits.devices_per_node is not None:
         nodes = nodes_of(len(workers), limits.devices_per_node)
     sent = [m for m in messages if crosses(m.groups, workers)]
     found = [
         c.passed(len(workers), to_others=True, nodes=nodes or ())
-        for c in collectives(compiled.as_text() or '', steps)
+        for c in every
         if c.crosses(workers) or (nodes and c.crosses(nodes))
     ]
-    gradient = min(
-        sum(math.prod(_held(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in params
-    )
+    gradient = min(map(bytes_held, params))
     across = [c for c in found if c.crosses(workers)]
     wanted = Counter[str]()
     for m in sent:
@@ -301,49 +264,6 @@ def _compare(
     )
 
 
-def check_shards(compiled: Any, params: PyTree, names: Collection[str]) -> None:
-    """Raises ValueError if a step takes parameters in smaller parts than their shardings, `spmd`'s, say."""
-    found = jax.tree.leaves_with_path(_taken(_of_jax(compiled), params))
-    for (path, x), told in zip(found, jax.tree.leaves(params), strict=False):
-        part, whole = (each.sharding.shard_shape(x.shape) for each in (x, told))
-        if math.prod(part) < math.prod(whole):
-            raise ValueError(
-                f'the step takes params{keystr(path)} in parts of shape {part}, but param_specs of '
-                f'def_jax.spmd says {told.sharding.spec}, parts of shape {whole}: every device would keep '
-                'residuals of that size. '
-                + (
-                    'Move the parameters, which are divided among workers: jax.device_put(params, '
-                    'dist.shardings).'
-                    if spec_axes(getattr(x.sharding, 'spec', P())) & set(names)
-                    else 'Pass param_specs, e.g. jax.tree.map(lambda x: x.sharding.spec, params).'
-                )
-            )
-
-
-def _taken(compiled: jax.stages.Compiled, params: PyTree) -> PyTree:
-    """The first of a step's arguments that is like the parameters, or None."""
-    shapes = jax.tree.flatten(jax.tree.map(jnp.shape, params))
-
-    def are_params(node: Any) -> bool:
-        return jax.tree.flatten(jax.tree.map(jnp.shape, node)) == shapes
-
-    return next(filter(are_params, jax.tree.leaves(_inputs(compiled), is_leaf=are_params)), None)
-
-
-def _held(x: Any) -> tuple[int, ...]:
-    """The shape of what a device holds of an array."""
-    sharding = getattr(x, 'sharding', None)
-    return x.shape if sharding is None else sharding.shard_shape(x.shape)
-
-
-def _of_jax(compiled: Any) -> jax.stages.Compiled:
-    """The compiled step itself, which NNX and Equinox wrap."""
-    inner = getattr(compiled, 'compiled', compiled)
-    if not isinstance(inner, jax.stages.Compiled):
-        raise TypeError(f'got a {type(compiled).__name__}: pass a compiled step, step.lower(...).compile().')
-    return inner
-
-
 def _cure_of_order(collective: Collective, moves: bool, more: int) -> str:
     del moves, more
     return (
@@ -354,7 +274,7 @@ def _cure_of_order(collective: Collective, moves: bool, more: int) -> str:
 
 
 def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int, gradient: int) -> str:
-    for verb, tree in (('returns', compiled.out_info), ('takes', _inputs(compiled))):
+    for verb, tree in (('returns', compiled.out_info), ('takes', inputs(compiled))):
         for path, state in jax.tree.leaves_with_path(tree, is_leaf=is_link):
             for name in state.per_worker if is_link(state) else ():
                 for below, leaf in jax.tree.leaves_with_path(getattr(state, name, ())):
@@ -383,13 +303,4 @@ def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int
     return (
         f'If the {more:,} bytes more are scalars, such as norms, or means of statistics, such as '
         f"BatchNorm's, allow them by besides={more}. Otherwise look for {where}"
-    )
-
-
-def _inputs(compiled: jax.stages.Compiled) -> PyTree:
-    """Shapes and shardings of a step's arguments; None for those that it does not use."""
-    return jax.tree.map(
-        lambda x, to: to and jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
-        compiled.args_info,
-        compiled.input_shardings,
     )
