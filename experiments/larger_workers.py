@@ -16,7 +16,7 @@ The perceptron of width 64 likewise: 64 images a step, by 2, 8 and 4 workers, be
 and margin of `experiments.few_bits`; two workers come first.
 
 The transformer of 115 k parameters follows, with the steps, seeds, rates and AdamW's decays of
-`experiments.transformers`: first two workers, then eight, whose AdamW is on record there.
+`experiments.transformers`: first two workers, then eight, whose AdamW is on record there, then four.
 """
 
 import dataclasses
@@ -153,7 +153,8 @@ SETTINGS = [
     _setting(4),
     again(_TWO, range(1010, 1020), '1/64, 2 bits', '1/256, 1 bit'),  # the first five left both open
     _of_115k(2, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
-    _of_115k(8, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2)))),
+    _of_115k(8, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
+    _of_115k(4, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
     *map(_perceptron, (2, 8, 4)),
 ]
 
