@@ -15,7 +15,12 @@ DiLoCo best. Rows stand in the order of their worth; those of "DiLoCo's outer op
 The grid of outer rates and momentums, with 8 workers at 1/64, found 1 and 0.8 best for DiLoCo. So they are
 tried at 1/256, with 2 workers, and in Streaming DiLoCo, too: the settings "with the outer optimizer of the
 grid", planned after that and before their runs.
+
+Those that came nearest follow on 115 k parameters, with the steps, seeds, rates and AdamW's decays of
+`experiments.transformers`: first with 2 workers, where Streaming DiLoCo was level, then with 8.
 """
+
+import dataclasses
 
 from experiments.adamw import adamw
 from experiments.few_bits import again
@@ -148,6 +153,22 @@ _OF_THE_GRID = [
     for compression, workers in ((64, 8), (256, 8), (64, 2), (256, 2))
 ]
 
+
+
+def _of_115k(workers: int, *rivals: Contender) -> Setting:
+    small = _setting(64, workers)
+    return dataclasses.replace(
+        small,
+        name=f'115 k, {small.name}',
+        where={**small.where, 'size': '115k', 'steps': 5000},
+        contenders=[exact(64, 2, 0.0125), adamw(0.8, 0.99, 0.0125), *rivals],
+        tuning_seeds=range(100, 101),
+        seeds=range(3),
+        factor=2.0,
+        tuning_where={'steps': 1000},
+    )
+
+
 SETTINGS = [
     _setting(64, 8),
     _setting(256, 8),
@@ -166,6 +187,20 @@ SETTINGS = [
         *(_OF_THE_GRID[2], range(1010, 1020), 'AdamW, b1 = 0.8, b2 = 0.95'),
         'DiLoCo, H = 8, 4 bits, outer 1, 0.8, b1 = 0',
         'Streaming DiLoCo, a quarter every 2 steps, outer 1, 0.8, b1 = 0',
+    ),
+    _of_115k(
+        2,
+        _streaming(2, _LATE, 0.00625, _BEST),
+        _diloco(8, 4, _BEST, _LATE, 0.00625),
+        _sparse_loco(64, 4, _USUAL),
+        _adamw_inside('top-k', 'top_k', _LATE, 0.0125, ratio=64),
+    ),
+    _of_115k(
+        8,
+        _streaming(2, _LATE, 0.00625, _BEST),
+        _diloco(8, 4, _BEST, _LATE, 0.00625),
+        _adamw_inside('top-k', 'top_k', _LATE, 0.0125, ratio=256),
+        _sparse_loco(256, 4, _USUAL),
     ),
 ]
 
