@@ -154,7 +154,6 @@ _OF_THE_GRID = [
 ]
 
 
-
 def _of_115k(workers: int, *rivals: Contender) -> Setting:
     small = _setting(64, workers)
     return dataclasses.replace(
