@@ -202,7 +202,8 @@ The transformer of 115 k parameters, in 5,000 steps, ends in nats from AdamW (th
 | 4 workers | <!-- number: larger_workers; 115 k, 4 workers of 2 devices; 1/64, 2 bits; difference --><!-- /number --> | <!-- number: larger_workers; 115 k, 4 workers of 2 devices; 1/256, 1 bit; difference --><!-- /number --> | <!-- number: larger_workers; 115 k, 4 workers of 2 devices; 1/1024, 1 bit; difference --><!-- /number --> |
 | 2 workers | <!-- number: larger_workers; 115 k, 2 workers of 4 devices; 1/64, 2 bits; difference --><!-- /number --> | <!-- number: larger_workers; 115 k, 2 workers of 4 devices; 1/256, 1 bit; difference --><!-- /number --> | <!-- number: larger_workers; 115 k, 2 workers of 4 devices; 1/1024, 1 bit; difference --><!-- /number --> |
 
-In a run four times as long, two workers do not have the gap at 1/1024 that those of 33 k have.
+At 1/1024, eight workers are behind and two are not: in a run four times as long, the gap that two workers of
+33 k have there is gone.
 
 The perceptron of width 64, with 64 images a step, ends in points from SGD:
 
