@@ -59,12 +59,15 @@ html_copy_source = False
 html_show_sphinx = False
 
 
+# In a table's cell, what stays on one line: 96.2 ± 0.7 %, 0.05 (76), [-0.01, +0.02].
+_JOINTS = re.compile(r' (?=±)|(?<=±) |(?<=\d) (?=%|\(\d)|(?<=,) (?=[-+]?[\d.]+\])')
+
+
 def keep_together(app, doctree):
-    """A number and its standard deviation stay on one line of a table's cell."""
+    """A number stays with its deviation, unit and share, an interval with its ends, on one line of a cell."""
     for entry in doctree.findall(nodes.entry):
         for text in list(entry.findall(nodes.Text)):
-            joined = text.replace(' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}')
-            text.parent.replace(text, nodes.Text(joined))
+            text.parent.replace(text, nodes.Text(_JOINTS.sub('\N{NO-BREAK SPACE}', text)))
 
 
 class ConfigurationKeys(SphinxDirective):
