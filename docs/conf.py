@@ -9,6 +9,7 @@ import os
 import pydoc
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +71,13 @@ def keep_together(app, doctree):
             text.parent.replace(text, nodes.Text(_JOINTS.sub('\N{NO-BREAK SPACE}', text)))
 
 
+def dedent_excerpts(app, doctree):
+    """Lines from the middle of a file begin at the left, as there is little room on a telephone."""
+    for block in doctree.findall(nodes.literal_block):
+        block.rawsource = textwrap.dedent(block.astext())
+        block.children = [nodes.Text(block.rawsource)]
+
+
 class ConfigurationKeys(SphinxDirective):
     """A table of every key of a training configuration, from its entry in def_jax.trainer.configuration."""
 
@@ -107,3 +115,4 @@ def setup(app):
     app.connect('autodoc-process-docstring', comments_of_fields)
     app.add_directive('configuration-keys', ConfigurationKeys)
     app.connect('doctree-read', keep_together)
+    app.connect('doctree-read', dedent_excerpts)
