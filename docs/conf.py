@@ -9,6 +9,7 @@ import os
 import pydoc
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,12 +60,22 @@ html_copy_source = False
 html_show_sphinx = False
 
 
+# In a table's cell, what stays on one line: 96.2 ± 0.7 %, 0.05 (76), [-0.01, +0.02].
+_JOINTS = re.compile(r' (?=±)|(?<=±) |(?<=\d) (?=%|\(\d)|(?<=,) (?=[-+]?[\d.]+\])')
+
+
 def keep_together(app, doctree):
-    """A number and its standard deviation stay on one line of a table's cell."""
+    """A number stays with its deviation, unit and share, an interval with its ends, on one line of a cell."""
     for entry in doctree.findall(nodes.entry):
         for text in list(entry.findall(nodes.Text)):
-            joined = text.replace(' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}')
-            text.parent.replace(text, nodes.Text(joined))
+            text.parent.replace(text, nodes.Text(_JOINTS.sub('\N{NO-BREAK SPACE}', text)))
+
+
+def dedent_excerpts(app, doctree):
+    """Lines from the middle of a file begin at the left, as there is little room on a telephone."""
+    for block in doctree.findall(nodes.literal_block):
+        block.rawsource = textwrap.dedent(block.astext())
+        block.children = [nodes.Text(block.rawsource)]
 
 
 class ConfigurationKeys(SphinxDirective):
@@ -104,3 +115,4 @@ def setup(app):
     app.connect('autodoc-process-docstring', comments_of_fields)
     app.add_directive('configuration-keys', ConfigurationKeys)
     app.connect('doctree-read', keep_together)
+    app.connect('doctree-read', dedent_excerpts)
