@@ -2,7 +2,9 @@
 
     python examples/recipes/gan.py
 
-The generator learns eight Gaussians on a ring in two dimensions, where one that is lost is seen. One tree holds both networks, and `optax.multi_transform` gives each its optimizer: so there is one state,
+The generator learns eight Gaussians on a ring in two dimensions, where one that is lost is seen.
+
+One tree holds both networks, and `optax.multi_transform` gives each its optimizer: so there is one state,
 one call of `update`, and one optimizer to give to `check`. SAC's actor, critic and temperature go the same
 way.
 """
@@ -66,7 +68,7 @@ def draw(rng, size):
 
 
 def distance(points):
-    """How far the worst mode is from its place, in its mean or in its spread; 2, the radius, if it is lost."""
+    """How far the worst mode is from its place, in its mean or its spread; 2, the radius, if it is lost."""
     nearest = np.linalg.norm(points[:, None] - CENTRES, axis=-1).argmin(axis=1)
     worst = 0.0
     for mode, centre in enumerate(CENTRES):
