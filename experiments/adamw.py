@@ -66,6 +66,9 @@ with 0.8 and
 DEF-Q's optimizer
 uncompressed <!-- number: adamw; transformer, 33 k; DEF-Q, uncompressed; difference --><!-- /number -->.
 
+These runs of DEF-Q rounded a worker's own chunk. [The own chunk exact](../own_chunk/README.md) compares AdamW
+with DEF-Q as it is now; other pages quote its figure.
+
 **Setting.** The transformer of 33 k parameters, its data and the rule for rates are those of
 [few bits](../few_bits/README.md), and so are the runs of its first two rows. Uncompressed, DEF-Q is
 `def_jax.def_adamw(rate, 1, 'workers', bits=32)`: every step sends everything, so all workers stand at x.

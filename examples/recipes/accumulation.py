@@ -3,7 +3,7 @@
     python examples/recipes/accumulation.py
 
 A worker's gradient function scans over its micro-batches at one detached point and returns their mean.
-`optax.MultiSteps` is refused: it calls the optimizer, and so sends a message, for every micro-batch.
+Not `optax.MultiSteps`, which calls the optimizer, and so sends a message, for every micro-batch.
 """
 
 import jax

@@ -6,6 +6,7 @@ Three models come out of one run: x, DEF's y (x and the mean of what still waits
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from sklearn.datasets import load_digits
@@ -38,7 +39,8 @@ def main(num_steps=400):
         return params, optax.incremental_update(params, ema, 1 - DECAY), opt_state
 
     params = {'in': rng.normal(size=(64, 128)) / 8, 'out': rng.normal(size=(128, 10)) / 11}
-    params = ema = jax.device_put(jax.tree.map(np.float32, params), dist.shardings)
+    params = jax.device_put(jax.tree.map(np.float32, params), dist.shardings)
+    ema = optax.tree.cast(params, jnp.float32)  # also of parameters in bfloat16
     opt_state = dist.init(params)
     for _ in range(num_steps):
         rows = rng.integers(0, 1000, 64)

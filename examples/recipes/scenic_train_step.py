@@ -26,6 +26,7 @@ class TrainState:
     tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
     opt_state: Any
     params: Any
+    model_state: Any  # BatchNorm's statistics
     rng: jax.Array
     global_step: int = 0
 
@@ -33,7 +34,8 @@ class TrainState:
 class Model(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
-        hidden = nn.relu(nn.Dense(128)(images))
+        hidden = nn.Dense(128, use_bias=False)(images)
+        hidden = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(hidden))
         return nn.Dense(10)(nn.Dropout(0.1, deterministic=not train)(hidden))
 
 
@@ -49,13 +51,16 @@ def train_step(train_state, batch, *, flax_model, max_grad_norm):
 
     def training_loss_fn(params):
         rngs = {'dropout': dropout_rng}
-        logits = flax_model.apply({'params': params}, batch['inputs'], train=True, rngs=rngs)
+        variables = {'params': params, **train_state.model_state}
+        logits, new_model_state = flax_model.apply(
+            variables, batch['inputs'], train=True, rngs=rngs, mutable=['batch_stats']
+        )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
-        return (losses * batch['batch_mask']).sum() / batch['batch_mask'].sum(), logits
+        return (losses * batch['batch_mask']).sum() / batch['batch_mask'].sum(), (new_model_state, logits)
 
     compute_gradient_fn = jax.value_and_grad(training_loss_fn, has_aux=True)
     point = def_jax.detached_params(train_state.params, train_state.opt_state)
-    (_, logits), grad = compute_gradient_fn(point)  # was: compute_gradient_fn(train_state.params)
+    (_, (new_model_state, logits)), grad = compute_gradient_fn(point)  # was: of train_state.params
     # was: grad = jax.lax.pmean(grad, axis_name='batch')
     l2_grads = optax.global_norm(grad)
     grad = clip_grads(grad, max_grad_norm)  # each worker's own, to a larger norm than the mean
@@ -71,9 +76,20 @@ def train_step(train_state, batch, *, flax_model, max_grad_norm):
         global_step=train_state.global_step + 1,
         opt_state=new_opt_state,
         params=optax.apply_updates(train_state.params, updates),
+        model_state=new_model_state,  # each worker's own until it is synchronised, as before
         rng=new_rng,
     )
     return train_state, metrics_fn(logits, batch), training_logs
+
+
+@functools.partial(jax.pmap, axis_name='batch')
+def synchronised(model_state):
+    return jax.lax.pmean(model_state, 'batch')
+
+
+def sync_model_state_across_replicas(train_state):
+    """scenic's: the mean of the workers' statistics, before a checkpoint and before an evaluation."""
+    return train_state.replace(model_state=synchronised(train_state.model_state))
 
 
 def save_checkpoint(train_state):
@@ -93,10 +109,17 @@ def main(num_steps=300):
     images, labels = load_digits(return_X_y=True)
     images, rng = (images / 16).astype(np.float32), np.random.default_rng(0)
     model = Model()
-    params = model.init(jax.random.key(0), images[:1])['params']
+    variables = model.init(jax.random.key(0), images[:1])
+    params, model_state = variables['params'], {'batch_stats': variables['batch_stats']}
     lr_fn = optax.cosine_decay_schedule(0.1, num_steps)
     tx = def_jax.def_sgd(lr_fn, 64, 'batch')  # was: optax.sgd(lr_fn, momentum=0.9)
-    start = TrainState(tx=tx, opt_state=jax.jit(tx.init)(params), params=params, rng=jax.random.PRNGKey(0))
+    start = TrainState(
+        tx=tx,
+        opt_state=jax.jit(tx.init)(params),
+        params=params,
+        model_state=model_state,
+        rng=jax.random.PRNGKey(0),
+    )
     train_state = jax_utils.replicate(start)
     stepped = functools.partial(train_step, flax_model=model, max_grad_norm=10.0)
     train_step_pmapped = jax.pmap(stepped, axis_name='batch', donate_argnums=(0,))
@@ -109,11 +132,14 @@ def main(num_steps=300):
     def_jax.check(train_step_pmapped.lower(train_state, batch()).compile(), tx, params, 'batch')
     for step in range(num_steps):
         if step == num_steps // 2:
-            train_state = restore_checkpoint(save_checkpoint(train_state), start)
+            synced = sync_model_state_across_replicas(train_state)
+            train_state = restore_checkpoint(save_checkpoint(synced), start)
         train_state, metrics, logs = jax.block_until_ready(train_step_pmapped(train_state, batch()))
     print('norms:', {name: round(float(norm[0]), 3) for name, norm in logs.items()})
     right, number = jax_utils.unreplicate(metrics)['accuracy']
-    logits = model.apply({'params': jax_utils.unreplicate(train_state.params)}, images[1400:])
+    train_state = sync_model_state_across_replicas(train_state)
+    params, model_state = jax_utils.unreplicate((train_state.params, train_state.model_state))
+    logits = model.apply({'params': params, **model_state}, images[1400:])
     accuracy = float((logits.argmax(-1) == labels[1400:]).mean())
     print(f'accuracy in training {float(right / number):.3f}, in the test {accuracy:.3f}')
     return accuracy

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from def_jax.tools.planner import Plan, advice, comparison
+from def_jax.tools.planner import Plan, advice, comparison, program
 from def_jax.tools.planner.program import main
 
 DOCS = Path(__file__).parents[2] / 'docs'
@@ -47,6 +47,14 @@ def test_the_tables_of_the_page_that_decides():
         assert f'| {family} | {4 * copies["sgd"]} | {4 * copies["adamw"]} |' in decide
     nodes = Plan(7e9, 3, 1e11, workers=16, gpus_per_link=8, fsdp=True)
     inside, over_all, def_q, *_ = (each.memory / 1e9 for each in comparison.compare(nodes))
+    diloco, racks = (
+        ' '.join((DOCS / f'how_to/{page}.md').read_text().split()) for page in ('from_diloco', 'two_racks')
+    )
+    dense = comparison.COPIES['dense']['adamw']
+    more = {family: 4 * (copies['adamw'] - dense) for family, copies in comparison.COPIES.items()}
+    assert f'| {more["DiLoCo"]} bytes a parameter: ' in diloco and f'| {more["DEF-Q"]}: the resid' in diloco
+    moved = program._inside(Plan(1.3e9, 1, 25e9, workers=2, gpus_per_link=32, fsdp=True))
+    assert re.search("moves .* GB over every node's link in a step, .* Gbit/s", moved)[0] in racks
     held = f'takes {over_all:g} GB over all 128 devices and {inside:g} GB inside a node of 8'
     assert f'{held}, DEF-Q there {def_q:g} GB' in decide
 

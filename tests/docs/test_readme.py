@@ -43,6 +43,7 @@ def test_the_diffs_of_readme_turn_a_dense_step_into_one_that_sends_little(pmappe
     after = after.replace('make_mesh((2, 8)', 'make_mesh((2, 4)').replace('inside=8', 'inside=4')
     names = {
         'lr': 0.01,
+        'decay': 1e-4,
         'specs': jax.P('gpus'),
         'loss_fn': loss_fn,
         'jax': jax,

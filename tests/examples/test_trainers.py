@@ -28,7 +28,7 @@ REACHES = {
     'recipes/bfloat16_params': ('sklearn', 200, lambda gain: gain > 0.2),  # over dense training, in loss
     'recipes/checkpoints': ('orbax', 60, lambda loss: loss < 0.6),  # of x, after steps of four workers
     'recipes/ema': ('sklearn', 200, lambda accuracy: accuracy > 0.9),
-    'recipes/gan': ('jax', 600, lambda distance: distance < 0.5),  # of the means; it begins at 2
+    'recipes/gan': ('jax', 1500, lambda distance: distance < 0.4),  # of the worst mode; 2 if it is lost
     'recipes/gradient_norm': ('sklearn', 150, lambda loss: loss < 0.6),
     'recipes/kauldron_train_step': ('kauldron', '', lambda accuracy: accuracy > 0.85),
     'recipes/lora': ('sklearn', 100, lambda loss: loss < 0.5),

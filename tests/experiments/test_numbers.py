@@ -73,7 +73,7 @@ THIRTEEN = {
     'scale': ('1/64, 2 bits', *_WIDTHS),
     'cifar10': ('DEF-Q, 1/64, 2 bits', '30 epochs, DEF-Q'),
     'table1': ('DEF-Q, 1/64, 2 bits', 'digits, DEF-Q'),
-    'adamw': ('AdamW, b1 = 0.8, b2 = 0.95', 'transformer, 33 k'),
+    'own_chunk': ('AdamW, b1 = 0.8, b2 = 0.95', '33 k, 1/64'),
     'transformers': (
         'AdamW, b1 = 0.8, b2 = 0.99',
         'transformer, 115 k',
