@@ -181,7 +181,7 @@ def test_a_program_of_several_steps_is_checked_by_their_number():
     arguments = *stacked((PARAMS, optimizer.init(PARAMS))), DATA[:, :3]
     program = compiled(steps, *arguments)
     assert any(c.times == 3 for c in def_jax.check(program, optimizer, PARAMS, besides=0, steps=3))
-    with pytest.raises(ValueError, match='If the program makes several steps, pass steps='):
+    with pytest.raises(ValueError, match='The program loops: if each turn calls update, pass steps='):
         def_jax.check(program, optimizer, PARAMS, besides=0)
     with pytest.raises(ValueError, match='steps=0'):
         def_jax.check(program, optimizer, PARAMS, steps=0)
