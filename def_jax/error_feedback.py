@@ -22,7 +22,15 @@ from jax.flatten_util import ravel_pytree
 from def_jax.compressors import Compressor
 from def_jax.ground.arguments import check_seed, named_leaves
 from def_jax.ground.barriers import in_memory
-from def_jax.ground.collectives import check_axis_name, check_shared, pmean, vary, varying_axes
+from def_jax.ground.collectives import (
+    axis_index,
+    check_axis_name,
+    check_shared,
+    num_workers,
+    pmean,
+    vary,
+    varying_axes,
+)
 from def_jax.ground.random import shared_key
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping, weighting
@@ -236,7 +244,14 @@ def wrapped(
             return updates, after
         return weighting.weighted(weight, axis_name, updates, after, state.inner)
 
-    return link(init_fn, step, axis_name, state_type, local=local, inside=inside, by_shards=by_shards)
+    def numbered(updates, state, params, shards):
+        applied, after = step(updates, state, params, shards)
+        before, workers = state.worker, shards.workers
+        here = jnp.array([axis_index(workers), num_workers(workers)], jnp.int32)
+        own = jnp.all((before == here) | (before == -1))
+        return applied, after._replace(worker=jnp.where(own, here, before.at[1].set(-2)))
+
+    return link(init_fn, numbered, axis_name, state_type, local=local, inside=inside, by_shards=by_shards)
 
 
 def _algorithm_1(

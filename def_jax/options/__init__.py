@@ -10,7 +10,7 @@ from jax import lax
 
 from def_jax.compressors import Compressor, Selection, check_compressor
 from def_jax.ground.arguments import check_flag, check_integer, check_number
-from def_jax.ground.collectives import axis_index, num_workers, pmean, psum
+from def_jax.ground.collectives import num_workers, pmean, psum
 from def_jax.ground.types import Arrive, PyTree
 from def_jax.options import detach_estimate, outer, skipping
 from def_jax.state.link import check_like, float32_updates, float32_zeros
@@ -145,9 +145,7 @@ class Options:
             after = after._replace(detach=best)
         elif isinstance(self.detach, jax.Array):  # of `optax.inject_hyperparams`
             after = after._replace(detach=self.first_detach)
-        here = jnp.array([axis_index(workers), num_workers(workers)], jnp.int32)
-        own = jnp.all((before.worker == here) | (before.worker == -1))
-        return after._replace(worker=jnp.where(own, here, before.worker.at[1].set(-2)))
+        return after
 
 
 def pend(updates: PyTree, carried: PyTree) -> PyTree:
