@@ -1,6 +1,7 @@
 """Arguments of `error_feedback` that Algorithm 1 does not have; they meet in line 9, `send`."""
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -180,6 +181,8 @@ def send(
             after = after._replace(energy=detach_estimate.learned(energy, before.energy))
         if options.outer is not None:
             mean, own = outer.applied(options.outer, mean, before.outer)
+            if options.overlap:  # the message of the first step is empty: it does not count
+                own = jax.tree.map(functools.partial(jnp.where, before.step > 0), own, before.outer)
             after = after._replace(outer=own)
         reply = Reply(mean, back.rest, after)
         if options.skip_nonfinite:
