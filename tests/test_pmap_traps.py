@@ -169,6 +169,20 @@ def test_e_the_debug_mode_raises_at_the_second_step(change, bits, inner):
         mapped(DATA)
 
 
+def test_a_message_in_bfloat16_may_be_summed_in_float32():
+    """As XLA for CPUs does, in twice the bytes, which a dense mean beside it does not hide behind."""
+    optimizer = wrapper(bits=16)
+    arguments = *stacked((PARAMS, optimizer.init(PARAMS))), DATA[:, 0]
+    (found,) = def_jax.check(
+        compiled(functools.partial(plain_step, optimizer), *arguments), optimizer, PARAMS, besides=0
+    )
+    (message,) = traffic(optimizer, PARAMS, 'workers', {'workers': NUM_WORKERS}).always
+    assert found.bytes - found.padding == message.bytes
+    with pytest.raises(ValueError, match='hold a whole gradient, which has 544'):
+        program = compiled(functools.partial(plain_step, optimizer, change=averaged), *arguments)
+        def_jax.check(program, optimizer, PARAMS, besides=0)
+
+
 def test_a_program_of_several_steps_is_checked_by_their_number():
     optimizer = wrapper(bits=2)
 
