@@ -128,8 +128,9 @@ def error_feedback(
     Returns:
         An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`. Updates keep their dtypes;
         the residual is always float32. Where x is narrower, what is rounded when the update is added to x
-        goes to the residual on all workers alike, so y is a float32 master copy; that needs `params`, and
-        nothing around or after the wrapper that changes updates, as `optax.flatten` does of mixed dtypes.
+        goes to the residual on all workers alike, so y is a float32 master copy; that needs `params`, no
+        `outer`, whose gain and momentum would act on what was rounded, and nothing around or after the
+        wrapper that changes updates, as `optax.flatten` does of mixed dtypes.
 
         `update(grads, state, params, weight=w_k)` multiplies worker k's update by K·w_k / Σ w in line 7, so y
         moves by the weighted mean update: for unequal batches or a loss by the token. Weights are scalars of

@@ -2,7 +2,8 @@
 
 x + u is rounded to the dtype of x, and an update below half a unit in its last place is lost, in dense
 training too. Here what is missing from x afterwards joins the residual of every worker. So y = x + mean_k r_k
-is a float32 master copy of the parameters, for no memory and no traffic.
+is a float32 master copy of the parameters, for no memory and no traffic. Not with `outer`: what is missing
+passes through it with the next message, and its gain and momentum act on it.
 """
 
 import jax
