@@ -61,6 +61,7 @@ class ErrorFeedbackState(NamedTuple):
     energy: PyTree = ()  # float32 [] twice, of detach='auto': ‖mean message‖² and mean ‖message‖²
     skipped: PyTree = ()  # uint32 [], of `skip_nonfinite`: steps that all workers skipped
     left_out: PyTree = ()  # bool [], with `overlap` besides: whether this worker left out its last update
+    missing: PyTree = ()  # like params, float32: what narrow x lacks, where `outer` would act on it
 
     @property
     def per_worker(self) -> tuple[str, ...]:
@@ -128,9 +129,9 @@ def error_feedback(
     Returns:
         An `optax.GradientTransformationExtraArgs` with state `ErrorFeedbackState`. Updates keep their dtypes;
         the residual is always float32. Where x is narrower, what is rounded when the update is added to x
-        goes to the residual on all workers alike, so y is a float32 master copy; that needs `params`, no
-        `outer`, whose gain and momentum would act on what was rounded, and nothing around or after the
-        wrapper that changes updates, as `optax.flatten` does of mixed dtypes.
+        goes to the residual on all workers alike, so y is a float32 master copy; that needs `params`, and
+        nothing around or after the wrapper that changes updates, as `optax.flatten` does of mixed dtypes.
+        With `outer`, it goes to the field `missing` of the state.
 
         `update(grads, state, params, weight=w_k)` multiplies worker k's update by K·w_k / Σ w in line 7, so y
         moves by the weighted mean update: for unequal batches or a loss by the token. Weights are scalars of
@@ -266,7 +267,8 @@ def _algorithm_1(
     reply = send(options, route, selection, block, updates, state)  # line 9
     if options.skip_nonfinite:
         pending = pend(*skipping.admitted(updates, carried, state, reply))
-    mean, rest = settled(route, selection, reply, updates, params)
+    mean, rest, missing = settled(route, selection, reply, updates, params, state.missing)
+    state = state._replace(missing=missing)
     residual = selection.replace(pending, rest)  # line 8: p - C(p)
     return selection.place(mean, updates), options.finish(route, state, residual, reply.memory)  # line 10
 
@@ -338,6 +340,8 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     check_alone(states, axis_name, 'output_params')
     for state in states:
         params = _add(params, pmean(state.residual, axis_name), scale=1, least=jnp.float32)
+        if jax.tree.leaves(state.missing):
+            params = _add(params, state.missing, scale=1, least=jnp.float32)
     return params
 
 

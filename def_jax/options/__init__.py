@@ -97,6 +97,8 @@ class Options:
                 fields['left_out'] = jnp.zeros((), bool)
         if self.outer is not None:
             fields['outer'] = self.outer.init(float32_zeros(params))
+            if any(jnp.dtype(x.dtype).itemsize < 4 for x in jax.tree.leaves(params)):
+                fields['missing'] = float32_zeros(params)
         if self.estimates_detach:
             fields['energy'] = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         return fields
