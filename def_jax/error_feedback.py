@@ -22,7 +22,15 @@ from jax.flatten_util import ravel_pytree
 from def_jax.compressors import Compressor
 from def_jax.ground.arguments import check_seed, named_leaves
 from def_jax.ground.barriers import in_memory
-from def_jax.ground.collectives import check_axis_name, check_shared, pmean, vary, varying_axes
+from def_jax.ground.collectives import (
+    axis_index,
+    check_axis_name,
+    check_shared,
+    num_workers,
+    pmean,
+    vary,
+    varying_axes,
+)
 from def_jax.ground.random import shared_key
 from def_jax.ground.types import AxisName, PyTree
 from def_jax.options import PAPER_DETACH, Options, pend, send, skipping, weighting
@@ -53,6 +61,7 @@ class ErrorFeedbackState(NamedTuple):
     energy: PyTree = ()  # float32 [] twice, of detach='auto': ‖mean message‖² and mean ‖message‖²
     skipped: PyTree = ()  # uint32 [], of `skip_nonfinite`: steps that all workers skipped
     left_out: PyTree = ()  # bool [], with `overlap` besides: whether this worker left out its last update
+    missing: PyTree = ()  # like params, float32: what narrow x lacks, where `outer` would act on it
 
     @property
     def per_worker(self) -> tuple[str, ...]:
@@ -122,6 +131,7 @@ def error_feedback(
         the residual is always float32. Where x is narrower, what is rounded when the update is added to x
         goes to the residual on all workers alike, so y is a float32 master copy; that needs `params`, and
         nothing around or after the wrapper that changes updates, as `optax.flatten` does of mixed dtypes.
+        With `outer`, it goes to the field `missing` of the state.
 
         `update(grads, state, params, weight=w_k)` multiplies worker k's update by K·w_k / Σ w in line 7, so y
         moves by the weighted mean update: for unequal batches or a loss by the token. Weights are scalars of
@@ -173,7 +183,7 @@ def error_feedback(
         )
 
     def step(updates, state, params, shards):
-        options.check(state)
+        options.check(state, params)
         check_shared(state.key, 'the key', axis_name)
         if axis_name is not None and shards.specs is None:  # a mapping that may stack the optimizer's state
             updates = in_memory(updates)
@@ -236,7 +246,14 @@ def wrapped(
             return updates, after
         return weighting.weighted(weight, axis_name, updates, after, state.inner)
 
-    return link(init_fn, step, axis_name, state_type, local=local, inside=inside, by_shards=by_shards)
+    def numbered(updates, state, params, shards):
+        applied, after = step(updates, state, params, shards)
+        before, workers = state.worker, shards.workers
+        here = jnp.array([axis_index(workers), num_workers(workers)], jnp.int32)
+        own = jnp.all((before == here) | (before == -1))
+        return applied, after._replace(worker=jnp.where(own, here, before.at[1].set(-2)))
+
+    return link(init_fn, numbered, axis_name, state_type, local=local, inside=inside, by_shards=by_shards)
 
 
 def _algorithm_1(
@@ -250,7 +267,8 @@ def _algorithm_1(
     reply = send(options, route, selection, block, updates, state)  # line 9
     if options.skip_nonfinite:
         pending = pend(*skipping.admitted(updates, carried, state, reply))
-    mean, rest = settled(route, selection, reply, updates, params)
+    mean, rest, missing = settled(route, selection, reply, updates, params, state.missing)
+    state = state._replace(missing=missing)
     residual = selection.replace(pending, rest)  # line 8: p - C(p)
     return selection.place(mean, updates), options.finish(route, state, residual, reply.memory)  # line 10
 
@@ -322,6 +340,8 @@ def output_params(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> PyT
     check_alone(states, axis_name, 'output_params')
     for state in states:
         params = _add(params, pmean(state.residual, axis_name), scale=1, least=jnp.float32)
+        if jax.tree.leaves(state.missing):
+            params = _add(params, state.missing, scale=1, least=jnp.float32)
     return params
 
 

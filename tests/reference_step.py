@@ -40,6 +40,7 @@ class State(NamedTuple):
     r: np.ndarray  # [K, d]
     velocity: np.ndarray  # [d], of `outer`
     energy: np.ndarray  # [2], running means of ‖mean message‖² and mean_k ‖message‖²
+    missing: np.ndarray = np.zeros(0)  # [d], with `outer` what x cannot hold
 
 
 def exchange(sent, message, bits):
@@ -62,7 +63,7 @@ def weighted(updates, weights):
 
 def step(s: Settings, t: int, state: State, updates: np.ndarray, message: Message):
     """The state after step t, with updates [K, d]; how inexact x may be, and what is ambiguous: [d]."""
-    x, r, velocity, energy = (z.copy() for z in state)
+    x, r, velocity, energy, missing = (z.copy() for z in state)
     inexact, ambiguous = np.zeros(x.shape), np.zeros(x.shape, bool)
     pending = r if s.overlap else s.decay * r + updates
     if t > 0 and t % s.every == 0 if s.overlap else (t + 1) % s.every == 0:
@@ -74,10 +75,16 @@ def step(s: Settings, t: int, state: State, updates: np.ndarray, message: Messag
         pending[:, at] = kept[:, own]
         ambiguous[at] = near[own]
         moved = x[at] + s.outer[0] * velocity[at]
+        apart = bool(s.dtypes and s.outer[1])  # or its momentum would act on it
+        if apart:
+            moved = moved + missing[at]
         if s.dtypes:  # what x cannot hold stays with all workers
             ends = [rounded(moved + shift, np.take(s.dtypes, at)) for shift in (0, -3e-6, 3e-6)]
             ambiguous[at] |= ends[1] != ends[2]
-            pending[:, at] += moved - ends[0]
+            if apart:
+                missing[at] = moved - ends[0]
+            else:
+                pending[:, at] += moved - ends[0]
             moved = ends[0]
         x[at] = moved
         # Sums of bfloat16 numbers are rounded, too.
@@ -87,7 +94,7 @@ def step(s: Settings, t: int, state: State, updates: np.ndarray, message: Messag
     r = s.decay * pending + updates if s.overlap else pending
     if s.average_every and (t + 1) % s.average_every == 0:
         r = np.broadcast_to(r.mean(0), r.shape)
-    return State(x, r, velocity, energy), inexact, ambiguous
+    return State(x, r, velocity, energy, missing), inexact, ambiguous
 
 
 def best_detach(energy, num_workers, age_shares):

@@ -277,6 +277,8 @@ def test_bad_inside_is_refused_before_a_step():
         jax.vmap(stepped(def_jax.def_sgd(0.1, 64, 'nodes', inside='gpus')), axis_name='nodes')(
             jnp.ones((4, 8))
         )
+    with pytest.raises(ValueError, match=r"inside=2, a number of .* for jax.pmap.* inside='gpus'"):
+        jax.vmap(stepped(def_jax.def_sgd(0.1, 64, 'gpus', inside=2)), axis_name='gpus')(jnp.ones((4, 8)))
     with pytest.raises(ValueError, match=r'inside=2 is for jax.pmap and jax.shard_map\. def_jax.spmd knows'):
         mesh = jax.make_mesh((2,), ('w',), devices=jax.devices()[:2])
         dist = def_jax.spmd(def_jax.def_sgd(0.1, 64, 'w', inside=2), mesh, axis_name='w')

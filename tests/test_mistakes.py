@@ -185,11 +185,14 @@ MISTAKES = [
         for read in POINTS
         for state in ((), None, optax.sgd(0.1, momentum=0.9).init(PARAMS), FOREIGN)
     ),
-    *(  # what decides for itself whether to step would hang
+    *(  # what decides for itself whether to step would hang, and of the others x would drift apart
         ('detached_params: the optimizer .* is inside optax', POINTS[0], PARAMS, around.init(PARAMS))
         for around in (
             optax.apply_if_finite(FEEDBACK, 5),
             optax.MultiSteps(FEEDBACK, 2, should_skip_update_fn=optax.transforms.skip_not_finite),
+            optax.conditionally_transform(FEEDBACK, lambda step: step > 3),
+            optax.contrib.mechanize(WRAPPER),
+            optax.contrib.sam(WRAPPER, optax.sgd(0.1), opaque_mode=False),
         )
     ),
     *(
@@ -238,6 +241,11 @@ def test_what_resembles_a_mistake():
     """Links on different tensors, a flattened state of NumPy arrays, integers as seeds, an inner wrapper."""
     inside = def_jax.error_feedback(BLOCK, None, inner=optax.apply_if_finite(optax.sgd(0.1), 5))
     def_jax.detached_params(PARAMS, inside.init(PARAMS))
+    for around in (
+        optax.contrib.sam(WRAPPER, optax.sgd(0.1), opaque_mode=True),
+        optax.conditionally_mask(WRAPPER, lambda step: step > 3),
+    ):
+        def_jax.detached_params(PARAMS, around.init(PARAMS))
     for first in (FEEDBACK, optax.adam(0.1)):
         parts = zip((first, FEEDBACK), (True, False), strict=True)
         apart = optax.chain(*(optax.masked(part, {'w': w, 'b': not w}) for part, w in parts))

@@ -67,7 +67,8 @@ def course(mapping, make, updates, weights, dtypes):
 
     def observe(params, state):
         velocity = optax.tree.get(state.outer, 'trace', default=LIKE)
-        return flat(params), flat((velocity, state.detach)), flat(state.residual)
+        missing = state.missing or LIKE
+        return flat(params), flat((velocity, missing, state.detach)), flat(state.residual)
 
     def worker(given, _, axis_name, varying=None):
         optimizer = make(axis_name)
@@ -130,12 +131,13 @@ def test_each_step_of_a_random_composition_equals_the_oracle(seed):
 
     x, shared, r = course(mapping, make, updates, weights, dtypes)
     assert (x == x[0]).all() and (shared == shared[0]).all()
-    velocity, detach = -shared[0, :, :-1], shared[0, :, -1]
+    (velocity, missing), detach = np.split(shared[0, :, :-1], 2, axis=1), shared[0, :, -1]
+    velocity = -velocity
     u = np.concatenate([z.reshape(num_workers, NUM_STEPS, -1) for z in updates], axis=2).astype(np.float64)
     sends = messages(compressor, settings, num_workers)
     energy = np.zeros(2)
     for t in range(NUM_STEPS):
-        before = State(x[0, t], r[:, t], velocity[t], energy)
+        before = State(x[0, t], r[:, t], velocity[t], energy, missing[t])
         after, inexact, ambiguous = reference_step.step(
             settings, t, before, reference_step.weighted(u[:, t], weights[:, t]), sends[t]
         )
@@ -144,6 +146,7 @@ def test_each_step_of_a_random_composition_equals_the_oracle(seed):
         if momentum:
             assert np.all((np.abs(velocity[t + 1] - after.velocity) <= inexact + 3e-6)[clear])
         np.testing.assert_allclose(r[:, t + 1][:, clear], after.r[:, clear], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(missing[t + 1][clear], after.missing[clear], rtol=0, atol=1e-5)
         if settings.bits == 32 and settings.detach == 'auto':
             energy = after.energy
             expected = reference_step.best_detach(energy, num_workers, AGE_SHARES[blocks['order']])

@@ -55,7 +55,18 @@ def divided(axis_name: AxisName, inside: AxisName | int) -> tuple[Group, Group]:
 def pmean(tree: PyTree, axes: AxisName | Group) -> PyTree:
     """The mean over workers; the tree itself for a single one."""
     group = group_of(axes)
-    return tree if _is_alone(group, tree) else lax.pmean(tree, group.names, **group.options)
+    if _is_alone(group, tree):
+        return tree
+    try:
+        return lax.pmean(tree, group.names, **group.options)
+    except NotImplementedError as error:  # of jax.vmap
+        if group.members is None:
+            raise
+        raise ValueError(
+            f'inside={len(group.members[0])}, a number of neighbours, is for jax.pmap. Under jax.vmap, '
+            "map a worker's devices over an axis of their own, and pass its name, e.g. axis_name='nodes', "
+            "inside='gpus'."
+        ) from error
 
 
 def psum(tree: PyTree, axes: AxisName | Group) -> PyTree:

@@ -1,6 +1,7 @@
 """Arguments of `error_feedback` that Algorithm 1 does not have; they meet in line 9, `send`."""
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jax import lax
 
 from def_jax.compressors import Compressor, Selection, check_compressor
 from def_jax.ground.arguments import check_flag, check_integer, check_number
-from def_jax.ground.collectives import axis_index, num_workers, pmean, psum
+from def_jax.ground.collectives import num_workers, pmean, psum
 from def_jax.ground.types import Arrive, PyTree
 from def_jax.options import detach_estimate, outer, skipping
 from def_jax.state.link import check_like, float32_updates, float32_zeros
@@ -96,18 +97,28 @@ class Options:
                 fields['left_out'] = jnp.zeros((), bool)
         if self.outer is not None:
             fields['outer'] = self.outer.init(float32_zeros(params))
+            if self._rounds_apart(params):
+                fields['missing'] = float32_zeros(params)
         if self.estimates_detach:
             fields['energy'] = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         return fields
 
-    def check(self, state: Any) -> None:
+    def _rounds_apart(self, params: PyTree) -> bool:
+        """Whether what x rounds must not pass `outer`, see `narrow`."""
+        return self.outer is not None and any(x.dtype.itemsize < 4 for x in jax.tree.leaves(params))
+
+    def check(self, state: Any, params: PyTree) -> None:
         """Raises ValueError unless a link's state has the fields of its options, in their shapes."""
         remedy = (
             'It was made with other options or by an earlier version, or is stacked over workers. Pass the '
             'state from init of this optimizer, or train on from the parameters with a new one.'
         )
         needed = jax.eval_shape(self.init, state.residual)
-        for name in ('outer', 'energy', 'skipped', 'left_out'):
+        names = ['outer', 'energy', 'skipped', 'left_out']
+        if self._rounds_apart(params):
+            needed['missing'] = state.residual
+            names.append('missing')
+        for name in names:
             check_like(f'state.{name}', getattr(state, name), needed.get(name, ()), remedy)
 
     def select(self, state: Any, route: Route) -> Selection:
@@ -145,9 +156,7 @@ class Options:
             after = after._replace(detach=best)
         elif isinstance(self.detach, jax.Array):  # of `optax.inject_hyperparams`
             after = after._replace(detach=self.first_detach)
-        here = jnp.array([axis_index(workers), num_workers(workers)], jnp.int32)
-        own = jnp.all((before.worker == here) | (before.worker == -1))
-        return after._replace(worker=jnp.where(own, here, before.worker.at[1].set(-2)))
+        return after
 
 
 def pend(updates: PyTree, carried: PyTree) -> PyTree:
@@ -182,6 +191,8 @@ def send(
             after = after._replace(energy=detach_estimate.learned(energy, before.energy))
         if options.outer is not None:
             mean, own = outer.applied(options.outer, mean, before.outer)
+            if options.overlap:  # the message of the first step is empty: it does not count
+                own = jax.tree.map(functools.partial(jnp.where, before.step > 0), own, before.outer)
             after = after._replace(outer=own)
         reply = Reply(mean, back.rest, after)
         if options.skip_nonfinite:

@@ -52,7 +52,8 @@ def overlapped(
         finite = skipping.finite_on_all(updates, route.within)
         updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
         state = state._replace(left_out=~finite)
-    mean, rest = settled(route, selection, reply, updates, params)
+    mean, rest, missing = settled(route, selection, reply, updates, params, state.missing)
+    state = state._replace(missing=missing)
     # What joins the next block is another array than what the reply is about.
     rest = materialized(rest)
     waiting = materialized(again.take(updates) + options.carry(rest))

@@ -26,6 +26,13 @@ _AROUND: dict[type, str] = {
     'step on all of them.',
     optax.MultiStepsState: 'optax.MultiSteps, which communicates at every step and may skip some on one '
     f'worker alone. {_ACCUMULATE}',
+    optax.contrib.MechanicState: 'optax.contrib.mechanize, which scales updates by what it learns from a '
+    "worker's own gradients: copies of x would drift apart. Tune the learning rate without it.",
+    optax.ConditionallyTransformState: 'optax.conditionally_transform, which at other steps passes on a '
+    "worker's own gradients to x: its copies would drift apart. optax.conditionally_mask lets x stand there.",
+    optax.contrib.SAMState: 'optax.contrib.sam(opaque_mode=False), which moves x to a point of each worker '
+    'and back, but for rounding: copies of x would drift apart. Pass opaque_mode=True, and as grad_fn= '
+    'lambda x, _: jax.grad(loss_fn)(def_jax.detached_params(x, opt_state), batch).',
 }
 
 
@@ -229,8 +236,13 @@ def _returns_to_a_copy(program: Any, params: PyTree) -> bool:
 
 def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False) -> None:
     """Raises ValueError if what surrounds a link, or `in_spmd` precedes it, can't work, as states tell."""
-    for node in jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in _AROUND):
-        if type(node) in _AROUND and link_states(node):
+
+    def is_around(node):
+        kept = getattr(node, 'cache', node)  # of SAM: x, or None with opaque_mode, which does not move it
+        return type(node) in _AROUND and kept is not None
+
+    for node in jax.tree.leaves(opt_state, is_leaf=is_around):
+        if is_around(node) and link_states(node):
             raise ValueError(f'{caller}: the optimizer that communicates is inside {_AROUND[type(node)]}')
 
     for chain in _chains_around(opt_state):

@@ -259,7 +259,7 @@ def _compare(
             for c, size in largest
         )
         + '. '
-        + 'The program loops: if each turn calls update, pass steps=. ' * any(c.times > steps for c, _ in found)
+        + ('It has a loop: if each turn calls update, pass steps=. ' * any(c.times > steps for c, _ in found))
         + cure(moves, total - wanted.total())
     )
 
@@ -301,7 +301,7 @@ def _cure(compiled: jax.stages.Compiled, names: set[str], moves: bool, more: int
     if more >= gradient:
         return f'The {more:,} bytes more hold a whole gradient, which has {gradient:,}: look for {where}'
     return (
-        f"The {more:,} bytes more are less than a gradient's {gradient:,}. If they are scalars, such as norms "
-        f"or averaged metrics, 4 bytes each, or BatchNorm's means and variances, 8 a channel, allow them by "
-        f'besides={more}. Otherwise look for {where}'
+        f"The {more:,} bytes more are less than a gradient's {gradient:,}. If they are scalars, such as "
+        "norms or averaged metrics, 4 bytes each, or BatchNorm's means and variances, 8 a channel, allow "
+        f'them by besides={more}. Otherwise look for {where}'
     )

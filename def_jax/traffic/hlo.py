@@ -18,6 +18,7 @@ _COLLECTIVE = re.compile(rf'(\S+) = (.*?) ({_OPERATIONS})(?:-start)?\((.*)')
 _DONE = re.compile(rf'= (.*?) (?:{_OPERATIONS})-done\((\S+?)[,)]')
 _NAME = re.compile(r'op_name="([^"]*)"')
 _HIDDEN = re.compile(r'channel_id=(\d+).*async_collective_fusion_config')
+_PROMOTED = re.compile(r'to_apply=\S*_promoted')  # XLA for CPUs sums bfloat16 in float32
 _RANGE = r'(\[[\d,]+\](?:T\([\d,]+\))?)'
 _IN_ROWS = re.compile(rf'replica_groups=\[([\d,]+)\]<={_RANGE}(?:,\s|$)')
 _MESH = re.compile(rf'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_RANGE}\))? \{{([^}}]*)\}}')
@@ -42,7 +43,7 @@ class Collective(NamedTuple):
     groups: Groups = ()
     name: str = ''  # what it computes, as JAX named it: of functions, or of an argument
     dtype: str = ''  # as HLO writes it, e.g. 'bf16'; several are joined by commas
-    padding: int = 0  # how many of the bytes, at most, only fill up a tile
+    padding: int = 0  # how many of the bytes, at most, only fill up a tile, or widen 16 bits to 32
     times: int = 1  # how often it runs, in loops whose turns are known; see `steps` of `collectives`
     node_bytes: int = 0  # what leaves the node that sends most, where `passed` is told the nodes
 
@@ -101,7 +102,8 @@ def collectives(hlo: str, steps: int = 1) -> list[Collective]:
         named, kind = _NAME.search(rest), cast(Operation, operation)
         elements, size, dtype = _arrays(operation, done.get(start, result))
         groups, name = replica_groups(rest), named[1] if named else ''
-        found.append(Collective(kind, elements, size, groups, name, dtype, times=turns(match.start())))
+        widened = size // 2 if _PROMOTED.search(rest) else 0
+        found.append(Collective(kind, elements, size, groups, name, dtype, widened, turns(match.start())))
     return found + [_between_slices(result, rest) for result, rest in _BETWEEN_SLICES.findall(hlo)]
 
 

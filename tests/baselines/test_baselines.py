@@ -209,6 +209,14 @@ def trained_with(name):
     return jax.jit(jax.vmap(trained, in_axes=(0, None), axis_name='workers'))
 
 
+@pytest.mark.parametrize('name', ['top_k', 'sign_ef', 'cser', 'sparse_loco', 'sparse_loco in rounds'])
+def test_a_state_of_other_workers_is_not_saved(name):
+    _, state = trained_with(name)(jnp.arange(NUM_WORKERS), 0.0)
+    def_jax.stack_state(state)
+    with pytest.raises(ValueError, match='states of the workers 3, 2, 1, 0 of 4, but must be those of 0, 1'):
+        def_jax.stack_state(jax.tree.map(lambda x: x[::-1], state))
+
+
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 @pytest.mark.parametrize('name', HELD)
 def test_a_nan_that_a_worker_keeps_is_seen_by_all_in_x(name, value):

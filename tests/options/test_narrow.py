@@ -195,3 +195,23 @@ def over_an_axis():
 )
 def test_optimizers_that_read_parameters_are_not(inner):
     def_jax.error_feedback(def_jax.random_block(4), 'workers', inner=inner).init({'w': jnp.ones((8, 8))})
+
+
+@pytest.mark.parametrize('ratio', [1, 4])
+def test_outer_does_not_act_on_what_was_rounded(ratio):
+    """At a small rate, y moves as in float32. Through `outer`, of gain 1.5, it went ten times as far."""
+    blocks, outer = def_jax.random_block(ratio, order='cyclic'), optax.sgd(0.3, momentum=0.8)
+    optimizer = def_jax.error_feedback(blocks, None, inner=optax.sgd(1e-5), outer=outer)
+
+    def moved(dtype):
+        start = jnp.linspace(0.5, 2, 64).astype(dtype)
+
+        def step(carry, _):
+            x, state = carry
+            updates, state = optimizer.update(jnp.ones_like(x), state, x)
+            return (optax.apply_updates(x, updates), state), None
+
+        (x, state), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=400)
+        return np.asarray(def_jax.output_params(x, state, None) - start.astype(jnp.float32))
+
+    np.testing.assert_allclose(moved(jnp.bfloat16), moved(jnp.float32), rtol=0.01)

@@ -54,6 +54,27 @@ def test_workers_of_several_devices_move_y_by_the_mean_update():
         assert all(np.array_equal(new, old) == waits for new, old in zip(params, x, strict=True))
 
 
+@pytest.mark.parametrize('every', [1, 3])
+def test_the_first_message_which_is_empty_does_not_count_for_outer(every):
+    """Of updates that do not depend on the point, x is the plain run's, one step later, as Adam counts."""
+    gradients = np.random.default_rng(0).normal(size=(3, 8, 5)).astype(np.float32)
+
+    def course(overlap):
+        options = {'outer': optax.adam(0.1), 'every': every, 'overlap': overlap}
+        optimizer = def_jax.error_feedback(def_jax.identity(), 'workers', inner=optax.sgd(0.1), **options)
+
+        def step(carry, gradient):
+            x, state = carry
+            updates, state = optimizer.update(gradient, state, x)
+            return (x + updates, state), x + updates
+
+        x = jnp.ones(5)
+        worker = jax.vmap(lambda g: jax.lax.scan(step, (x, optimizer.init(x)), g)[1], axis_name='workers')
+        return np.asarray(jax.jit(worker)(gradients))
+
+    np.testing.assert_allclose(course(True)[:, 1:], course(False)[:, :-1], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     'options', [{}, {'bits': 2, 'detach': 'auto'}, {'outer': optax.sgd(0.7, momentum=0.5), 'every': 2}]
 )
