@@ -215,3 +215,14 @@ def test_outer_does_not_act_on_what_was_rounded(ratio):
         return np.asarray(def_jax.output_params(x, state, None) - start.astype(jnp.float32))
 
     np.testing.assert_allclose(moved(jnp.bfloat16), moved(jnp.float32), rtol=0.01)
+
+
+def test_a_state_without_the_array_for_it_is_refused():
+    """As one from before the state had it, or made for float32 parameters."""
+    blocks, params = def_jax.random_block(4), {'w': jnp.ones(64, jnp.bfloat16)}
+    optimizer = def_jax.error_feedback(blocks, None, outer=optax.sgd(1.0, momentum=0.5))
+    state = optimizer.init(params)._replace(missing=())
+    with pytest.raises(ValueError, match=r"state\.missing\['w'\] is missing, but must be \(64,\)"):
+        optimizer.update(params, state, params)
+    wide = {'w': jnp.ones(64)}
+    optimizer.update(wide, optimizer.init(params), wide)  # what was missing stays in y
