@@ -11,9 +11,10 @@ from def_jax.trainer.configuration.parts import complete, make_optimizer
 from experiments.problems import config_of
 from experiments.spec import Spec
 
-__all__ = ['REVISION', 'configured', 'decayed', 'in_few_bits', 'optimizer']
+__all__ = ['APART', 'REVISION', 'configured', 'decayed', 'in_few_bits', 'optimizer', 'revision']
 
 REVISION = 'own chunk exact'  # of the exchange in few bits; earlier runs rounded a worker's own chunk as well
+APART = f'{REVISION}, rounding apart'  # narrow parameters: what x rounds passed the momentum outside before
 
 
 def configured(spec: Spec) -> ml_collections.ConfigDict:
@@ -40,6 +41,13 @@ def optimizer(spec: Spec, schedule: optax.ScalarOrSchedule, axis_name: AxisName)
 def in_few_bits(spec: Spec) -> bool:
     """Whether the messages of a run are integers of `wires.few_bits`, whose arithmetic `REVISION` names."""
     return complete(configured(spec)).bits < 16
+
+
+def revision(spec: Spec) -> str:
+    """The revision of a run that is made now, see `spec.Spec`."""
+    if not in_few_bits(spec):
+        return ''
+    return APART if spec.where.get('narrow') else REVISION
 
 
 def decayed(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:

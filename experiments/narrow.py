@@ -16,6 +16,7 @@ import optax
 
 from def_jax.ground.types import PyTree
 from experiments.adamw import adamw
+from experiments.methods import APART
 from experiments.own_chunk import exact
 from experiments.tuning import Contender, Setting
 
@@ -68,7 +69,7 @@ SETTINGS = [
         contenders=[
             _MASTERS,
             adamw(_B1, _B2, 0.025),
-            *(each._replace(revision='rounding kept apart') for each in _DEF_Q),
+            *(each._replace(revision=APART) for each in _DEF_Q),
             *(each._replace(title=f'{each.title}, through the momentum outside') for each in _DEF_Q),
         ],
         tuning_seeds=range(100, 102),

@@ -42,10 +42,10 @@ class Runner:
             else:
                 missing.append(spec)
         for spec in {spec.group: spec for spec in missing}.values():
-            if spec.revision != (wanted := methods.REVISION * methods.in_few_bits(spec)):
+            if spec.revision != (wanted := methods.revision(spec)):
                 raise ValueError(
-                    f'{spec} would be of revision {wanted!r}: its own runs were made before. Set '
-                    'revision=methods.REVISION for messages in few bits, and none for others.'
+                    f'{spec} would be of revision {wanted!r}, see methods.revision: its own runs were made '
+                    'before.'
                 )
         for _, group in itertools.groupby(missing, key=lambda spec: spec.group):
             for record in self._run(list(group), self._origin):
