@@ -101,12 +101,15 @@ fresh seeds; "tuned again" adds the choice of both rates ([how](../README.md)).
 
 **Findings.** Without masters, AdamW
 ends <!-- number: narrow; 33 k, bfloat16 parameters; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number --> nats from AdamW with
-them. DEF-Q has no masters and
+them. DEF-Q has no masters, but with `outer` an array of what x lacks, and
 ends <!-- number: narrow; 33 k, bfloat16 parameters; 1/64, 2 bits; difference --><!-- /number --> from it at 1/64,
-and <!-- number: narrow; 33 k, bfloat16 parameters; 1/256, 1 bit; difference --><!-- /number --> at 1/256. With float32 parameters, it
+and <!-- number: narrow; 33 k, bfloat16 parameters; 1/256, 1 bit; difference --><!-- /number --> at 1/256. While what x lacks passed
+the momentum outside, it
+ended <!-- number: narrow; 33 k, bfloat16 parameters; 1/64, 2 bits, through the momentum outside; difference --><!-- /number -->
+and <!-- number: narrow; 33 k, bfloat16 parameters; 1/256, 1 bit, through the momentum outside; difference --><!-- /number -->. With float32 parameters, it
 ends <!-- number: narrow; 33 k, float32 parameters; 1/64, 2 bits; difference --><!-- /number -->
 and <!-- number: narrow; 33 k, float32 parameters; 1/256, 1 bit; difference --><!-- /number --> from AdamW. So at x, which is
-bfloat16, it ends some hundredth of a nat worse than with float32 parameters; no run has diverged.
+bfloat16, it now ends about as far behind as with float32 parameters; no run has diverged.
 
 **Setting.** The transformer of 33 k parameters, its data and the rule for rates are those of
 [few bits](../few_bits/README.md). Parameters are bfloat16 or float32; the network computes in float32. AdamW

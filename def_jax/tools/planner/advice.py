@@ -1,5 +1,6 @@
 """Which method to start with: the rules of docs/decide.md, and what is known of each method."""
 
+import textwrap
 from collections.abc import Sequence
 
 from def_jax.tools.planner import Plan
@@ -25,6 +26,7 @@ BEHIND = {16: 0.003, 64: 0.069}  # nats that it ended behind AdamW, by compressi
 CAREFUL = 10e6  # from so many parameters on, transformers take the smallest compression
 FAR = 5e-3  # seconds: a message that takes longer leaves a site
 THIN = 500e6  # bits per second: a slower link mostly does
+_CODE = '    '  # Markdown's
 _SHARD = 'Shard the model over more devices (`--fsdp`, `--gpus-per-link`).'
 _FAR_AWAY = (
     '**No, if machines meet over the open internet: this is not for home users, volunteers or strangers.** '
@@ -126,7 +128,7 @@ def _start(
         told += f' The largest model known to have been trained with it has {largest / 1e9:g} B parameters.'
     elif chosen.family != 'DEF-Q':
         told += ''.join(_beyond(each, dense) for each in worth if _faster_unknown(plan, each, chosen))
-    told += f'\n\n    {chosen.paste}\n\nPaste it; {chosen.then}.'
+    told += f'\n\n{textwrap.indent(chosen.paste, _CODE)}\n\nPaste it; {chosen.then}.'
     if 'DiLoCo' in chosen.family:
         told += ' Its outer rate and momentum are the published ones.'
         if optimizer != 'sgd':
@@ -185,7 +187,8 @@ def _beyond(other: Prediction, dense: Prediction) -> str:
 
 
 def _compare(other: Prediction, dense: Prediction) -> str:
-    return f'{_UNTRAINED} To compare {other.name}, {_faster(other, dense)}:\n\n    {other.paste}'
+    code = textwrap.indent(other.paste, _CODE)
+    return f'{_UNTRAINED} To compare {other.name}, {_faster(other, dense)}:\n\n{code}'
 
 
 def _share(plan: Plan, dense: Prediction) -> float:

@@ -138,7 +138,6 @@ def _changes(plan: Plan) -> str:
 
 def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Prediction]:
     """DiLoCo in float32, and Streaming DiLoCo, whose messages travel in 4 bits while workers compute."""
-    outer = 'optax.sgd(0.7, momentum=0.9, nesterov=True)'
     seconds = plan.all_reduce(plan.params) / local_steps
     every = max(1, local_steps // _FRAGMENTS)
     # A fragment travels while one gradient is computed.
@@ -148,8 +147,9 @@ def _local(plan: Plan, local_steps: int, optimizer: str | None) -> list[Predicti
 
     def line(blocks: str, every: int, more: str = '') -> str:
         return (
-            f"optimizer = def_jax.error_feedback(def_jax.{blocks}, 'workers', inner={inner}{_inside(plan)}, "
-            f'detach=1.0, every={every}, outer={outer}{more})'
+            'outer = optax.sgd(0.7, momentum=0.9, nesterov=True)\n'
+            f"optimizer = def_jax.error_feedback(def_jax.{blocks}, 'workers', inner={inner}{_inside(plan)},\n"
+            f'    detach=1.0, every={every}, outer=outer{more})'
         )
 
     streamed = line(f"random_block({local_steps / every:g}, order='cyclic')", every, ', bits=4, overlap=True')
