@@ -131,11 +131,11 @@ def test_extra_arguments_are_the_same_for_all_workers(name, shape, accumulate):
 # What would differ between workers, or wait; links of other axes, or that see other tensors; and none.
 OPTIMIZERS = {
     'masked': (optax.masked(OPTIMIZER, {'w': True, 'b': False}), r"^updates\['b'\] would differ"),
-    'mechanize': (optax.contrib.mechanize(OPTIMIZER), 'would differ between workers'),
+    'mechanize': (optax.contrib.mechanize(OPTIMIZER), 'copies of x would drift apart'),
     'MultiSteps': (optax.MultiSteps(OPTIMIZER, 2), 'accumulate='),
     'conditionally': (
         optax.transforms.conditionally_transform(OPTIMIZER, lambda step: step > 1),
-        'would differ between workers',
+        'optax.conditionally_mask lets x stand there',
     ),
     'no axis': (
         optax.chain(def_jax.all_reduce_mean(None), optax.sgd(0.1)),
