@@ -34,7 +34,7 @@ from experiments.methods import REVISION
 from experiments.own_chunk import UNCOMPRESSED, exact
 from experiments.tuning import Contender, Setting
 
-__all__ = ['PAGE', 'SETTINGS', 'shared_moments']
+__all__ = ['PAGE', 'SETTINGS', 'of_115k', 'shared_moments']
 
 _SEQUENCES = 32  # a step
 
@@ -115,13 +115,13 @@ def _setting(workers: int, *further: Contender) -> Setting:
     )
 
 
-def _of_115k(workers: int, *contenders: Contender) -> Setting:
-    small = _setting(workers)
+def of_115k(small: Setting, *contenders: Contender) -> Setting:
+    """A setting of 33 k on 115 k, with the steps, seeds and rates of `experiments.transformers`."""
     return dataclasses.replace(
         small,
         name=f'115 k, {small.name}',
         where={**small.where, 'size': '115k', 'steps': 5000},
-        contenders=[adamw(0.8, 0.99, 0.0125), *contenders],
+        contenders=list(contenders),
         tuning_seeds=range(100, 101),
         seeds=range(3),
         factor=2.0,
@@ -142,6 +142,7 @@ def _perceptron(workers: int) -> Setting:
 
 
 _TWO = _setting(2, exact(256, 2, 0.0177))
+_ADAMW_115K = adamw(0.8, 0.99, 0.0125)
 SETTINGS = [
     _TWO,
     _setting(
@@ -152,9 +153,9 @@ SETTINGS = [
     ),
     _setting(4),
     again(_TWO, range(1010, 1020), '1/64, 2 bits', '1/256, 1 bit'),  # the first five left both open
-    _of_115k(2, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
-    _of_115k(8, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
-    _of_115k(4, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
+    of_115k(_setting(2), _ADAMW_115K, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
+    of_115k(_setting(8), _ADAMW_115K, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
+    of_115k(_setting(4), _ADAMW_115K, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
     *map(_perceptron, (2, 8, 4)),
 ]
 

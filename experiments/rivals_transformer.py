@@ -20,10 +20,9 @@ Those that came nearest follow on 115 k parameters, with the steps, seeds, rates
 `experiments.transformers`: first with 2 workers, where Streaming DiLoCo was level, then with 8.
 """
 
-import dataclasses
-
 from experiments.adamw import adamw
 from experiments.few_bits import again
+from experiments.larger_workers import of_115k
 from experiments.methods import REVISION
 from experiments.own_chunk import exact
 from experiments.tuning import Contender, Setting
@@ -153,21 +152,7 @@ _OF_THE_GRID = [
     for compression, workers in ((64, 8), (256, 8), (64, 2), (256, 2))
 ]
 
-
-def _of_115k(workers: int, *rivals: Contender) -> Setting:
-    small = _setting(64, workers)
-    return dataclasses.replace(
-        small,
-        name=f'115 k, {small.name}',
-        where={**small.where, 'size': '115k', 'steps': 5000},
-        contenders=[exact(64, 2, 0.0125), adamw(0.8, 0.99, 0.0125), *rivals],
-        tuning_seeds=range(100, 101),
-        seeds=range(3),
-        factor=2.0,
-        tuning_where={'steps': 1000},
-    )
-
-
+_115K = exact(64, 2, 0.0125), adamw(0.8, 0.99, 0.0125)
 SETTINGS = [
     _setting(64, 8),
     _setting(256, 8),
@@ -187,15 +172,17 @@ SETTINGS = [
         'DiLoCo, H = 8, 4 bits, outer 1, 0.8, b1 = 0',
         'Streaming DiLoCo, a quarter every 2 steps, outer 1, 0.8, b1 = 0',
     ),
-    _of_115k(
-        2,
+    of_115k(
+        _setting(64, 2),
+        *_115K,
         _streaming(2, _LATE, 0.00625, _BEST),
         _diloco(8, 4, _BEST, _LATE, 0.00625),
         _sparse_loco(64, 4, _USUAL),
         _adamw_inside('top-k', 'top_k', _LATE, 0.0125, ratio=64),
     ),
-    _of_115k(
-        8,
+    of_115k(
+        _setting(64, 8),
+        *_115K,
         _streaming(2, _LATE, 0.00625, _BEST),
         _diloco(8, 4, _BEST, _LATE, 0.00625),
         _adamw_inside('top-k', 'top_k', _LATE, 0.0125, ratio=256),
@@ -300,8 +287,8 @@ have AdamW inside; PowerSGD compresses the gradient that AdamW then takes. "Oute
 momentum of DiLoCo's outer optimizer; 0.7 and 0.9 are published.
 
 **Limits.** Small transformers in short runs; two seeds chose each rate, on 115 k one, and three are
-reported. A rival's best row was chosen after the fact, which favours it. DiLoCo's outer optimizer was tuned with 8 workers at 1/64
-alone; elsewhere three pairs were tried, in Streaming DiLoCo two, and SparseLoCo's error decays with b1 = 0.
+reported. A rival's best row was chosen after the fact, which favours it. DiLoCo's outer optimizer was tuned
+with 8 workers at 1/64 alone; elsewhere three pairs were tried, in Streaming DiLoCo two, and SparseLoCo's error decays with b1 = 0.
 
 {origins}
 

@@ -113,13 +113,12 @@ class Options:
             'It was made with other options or by an earlier version, or is stacked over workers. Pass the '
             'state from init of this optimizer, or train on from the parameters with a new one.'
         )
-        needed = jax.eval_shape(self.init, state.residual)
-        names = ['outer', 'energy', 'skipped', 'left_out']
+        unused = dict.fromkeys(('outer', 'energy', 'skipped', 'left_out'), ())
+        needed = unused | jax.eval_shape(self.init, state.residual)
         if self._rounds_apart(params):
             needed['missing'] = state.residual
-            names.append('missing')
-        for name in names:
-            check_like(f'state.{name}', getattr(state, name), needed.get(name, ()), remedy)
+        for name, expected in needed.items():
+            check_like(f'state.{name}', getattr(state, name), expected, remedy)
 
     def select(self, state: Any, route: Route) -> Selection:
         """What the message of a step selects; a round of blocks is a round of messages."""
