@@ -16,7 +16,9 @@ The perceptron of width 64 likewise: 64 images a step, by 2, 8 and 4 workers, be
 and margin of `experiments.few_bits`; two workers come first.
 
 The transformer of 115 k parameters follows, with the steps, seeds, rates and AdamW's decays of
-`experiments.transformers`: first two workers, then eight, whose AdamW is on record there, then four.
+`experiments.transformers`: first two workers, then eight, whose AdamW is on record there, then four. Of 1 M,
+where a run takes twenty minutes of a core, eight workers at 1/256 come first, in 1 bit: beside AdamW and the
+2 bits that are on record there, they also say whether `bits='auto'` holds at that size.
 """
 
 import dataclasses
@@ -129,6 +131,14 @@ def of_115k(small: Setting, *contenders: Contender) -> Setting:
     )
 
 
+def _of_1m(small: Setting, *contenders: Contender) -> Setting:
+    """A setting of 33 k on 1 M, as `of_115k`."""
+    setting = of_115k(small, *contenders)
+    return dataclasses.replace(
+        setting, name=f'1 M, {small.name}', where={**small.where, 'size': '1m', 'steps': 3000}
+    )
+
+
 def _perceptron(workers: int) -> Setting:
     contenders = [
         Contender('SGD', 'sgd', {}, 0.14),
@@ -157,6 +167,7 @@ SETTINGS = [
     of_115k(_setting(8), _ADAMW_115K, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
     of_115k(_setting(4), _ADAMW_115K, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
     *map(_perceptron, (2, 8, 4)),
+    _of_1m(_setting(8), adamw(0.8, 0.99, 0.00625), exact(256, 1, 0.00625)),
 ]
 
 PAGE = """\

@@ -16,8 +16,10 @@ import def_jax
 
 RANK = 4
 LABELS = {'body': 'frozen', 'down': 'trained', 'up': 'trained', 'head': 'trained'}
+NUM_STEPS = 200
+rate = optax.cosine_decay_schedule(0.01, NUM_STEPS)  # at a constant rate, a small model's loss can jump
 optimizer = optax.multi_transform(
-    {'trained': def_jax.def_adamw(0.01, 64, 'workers'), 'frozen': optax.set_to_zero()}, LABELS
+    {'trained': def_jax.def_adamw(rate, 64, 'workers'), 'frozen': optax.set_to_zero()}, LABELS
 )
 
 
@@ -38,7 +40,7 @@ def loss_fn(params, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def main(num_steps=200):
+def main(num_steps=NUM_STEPS):
     images, labels = load_digits(return_X_y=True)
     images, rng = (images / 16).astype(np.float32), np.random.default_rng(0)
     dist = def_jax.spmd(optimizer, jax.make_mesh((jax.device_count(),), ('workers',)))
