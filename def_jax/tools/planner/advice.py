@@ -157,8 +157,8 @@ def _unless_hidden(plan: Plan, dense: Prediction, chosen: Prediction, worth: Seq
     first, last = until[chosen.name], until[fastest.name]
     more = f', {fastest.name} until {last} does' if last != first else ''
     return (
-        f'This assumes that no communication hides behind the backward pass: {chosen.name} pays until {first} '
-        f'hides{more}; beyond, stay dense. `--dense-step` measures it.'
+        f'This assumes that no communication hides behind the backward pass: {chosen.name} pays until '
+        f'{first} hides{more}; beyond, stay dense. `--dense-step` measures it.'
     )
 
 
