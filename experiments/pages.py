@@ -3,7 +3,7 @@
 import itertools
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _LABEL = 40  # characters of a line beside a panel or above it
+_MANY = 60  # rows, of which nobody can find one in a picture
 
 
 class Row(NamedTuple):
@@ -135,42 +136,72 @@ def draw(found: Sequence[Row], path: Path) -> None:
     """Differences with their intervals, a panel for each setting; the margin is dashed.
 
     A thin line is the interval of someone who tunes again. A panel is as high as it has rows, so that labels
-    stay legible.
+    stay legible. On a page of very many rows, panels have the best of each method, and stand in two columns.
     """
-    panels: dict[str, list[Row]] = {}
-    for row in reversed(found):
-        if row.difference:
-            panels.setdefault(row.cell.setting.name, []).append(row)
-    shown = list(panels.values())[::-1]
-    heights = [len(each) * (0.32 if any(map(_is_long, each)) else 0.2) for each in shown]
+    compared = [row for row in found if row.difference]
+    many = len(compared) > _MANY
+    shown, columns = (_best(compared), 2) if many else (_by_setting(compared), 1)
+    sizes = [*map(_height, shown.values())]
+    heights = [max(sizes[i : i + columns]) for i in range(0, len(sizes), columns)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pictures.panels(path, len(shown), 1, heights=heights) as axes:
-        for panel, each in zip(axes[:, 0], shown, strict=True):
-            _differences_of(panel, each)
+    with pictures.panels(path, len(heights), columns, heights=heights) as axes:
+        for panel in axes.flat[len(shown) :]:
+            panel.set_axis_off()
+        for panel, (title, labelled) in zip(axes.flat, shown.items(), strict=False):
+            _differences_of(panel, title, labelled)
 
 
-def _is_long(row: Row) -> bool:
-    return len(row.cell.contender.title) > _LABEL
+def _by_setting(compared: Iterable[Row]) -> dict[str, dict[str, Row]]:
+    """The rows of each setting by their labels."""
+    panels: dict[str, dict[str, Row]] = {}
+    for row in compared:
+        label = textwrap.fill(row.cell.contender.title, _LABEL)
+        panels.setdefault(row.cell.setting.name, {})[label] = row
+    return panels
 
 
-def _differences_of(panel: Any, shown: Sequence[Row]) -> None:
-    """Draws a setting's differences, the last row on top."""
+def _best(compared: Iterable[Row]) -> dict[str, dict[str, Row]]:
+    """The best row of each other method, for all settings that compare with the same runs."""
+    panels: dict[str, dict[str, Row]] = {}
+    titles: dict[str, str] = {}
+    for row in compared:
+        setting, contender = row.cell.setting, row.cell.contender
+        first, name = setting.contenders[0], contender.title.partition(', ')[0]
+        if contender.method != first.method:
+            same = repr((setting.where, first, setting.seeds))
+            panel = panels.setdefault(titles.setdefault(same, setting.name), {})
+            panel[name] = max(panel.get(name, row), row, key=_mean)
+    return {
+        title: dict(sorted(panel.items(), key=lambda item: -_mean(item[1])))
+        for title, panel in panels.items()
+    }
+
+
+def _mean(row: Row) -> float:
+    return row.difference.mean  # type: ignore[union-attr]
+
+
+def _height(labels: Collection[str]) -> float:
+    """Inches of a panel with these labels."""
+    return len(labels) * (0.32 if any('\n' in label for label in labels) else 0.2)
+
+
+def _differences_of(panel: Any, title: str, labelled: Mapping[str, Row]) -> None:
+    """Draws differences from the same runs by their labels, the first on top."""
+    labels, shown = [*labelled][::-1], [*labelled.values()][::-1]
     for height, row in enumerate(shown):
-        mean, *_ = row.difference  # type: ignore[misc]
         for (_, *both, _), width in ((row.again, 0.8), (row.difference, 2.5)):  # type: ignore[misc]
             if math.isfinite(both[0]):
                 panel.plot(both, [height] * 2, color=pictures.COLORS['DEF'], linewidth=width)
-        panel.plot([mean], [height], 'o', color=pictures.COLORS['DEF'])
+        panel.plot([_mean(row)], [height], 'o', color=pictures.COLORS['DEF'])
     setting = shown[0].cell.setting
     panel.axvline(0, color=pictures.COLORS['SGD'], linewidth=0.8)
     panel.axvline(-setting.margin, color=pictures.COLORS['SGD'], linewidth=0.8, linestyle='--')
     panel.locator_params(axis='x', nbins=3)
-    panel.set_yticks(range(len(shown)), [textwrap.fill(row.cell.contender.title, _LABEL) for row in shown])
+    panel.set_yticks(range(len(shown)), labels)
     panel.set_ylim(-0.6, len(shown) - 0.4)
     unit = 'points' if setting.percent else 'nats'
-    panel.set(
-        title=textwrap.fill(setting.name, _LABEL), xlabel=f'{unit} better than {setting.contenders[0].title}'
-    )
+    panel.set(title=textwrap.fill(title, _LABEL), xlabel=f'{unit} better than {setting.contenders[0].title}')
 
 
 def draw_curves(

@@ -198,6 +198,8 @@ the wire, each with its rate tuned by the same rule?
 
 ![Differences from DEF-Q, with 95 % intervals](differences.png)
 
+The picture has the best row of each method, chosen after the fact, the table all rows.
+
 {table}
 
 "Minus the first" is DEF-Q's loss minus the method's, so greater is better, with a 95 % interval over fresh

@@ -144,7 +144,8 @@ def test_with_a_utilisation_the_device_is_an_estimate_and_gives_advice(capsys):
     flags = ['--device=a10', '--flops=6.25e12', '--params=25.6M', '--workers=4', '--bandwidth=10gbit']
     assert main([*flags, '--utilisation=0.2']) == 0
     output = capsys.readouterr().out
-    assert 'At 20 % of its peak (https://' in output and 'computes a step in 250 ms' in output
+    assert 'At 20 % of its peak, NVIDIA A10 computes a step in 250 ms. ' in output
+    assert re.search(r' from <https://\S+>\.\n\n', output)
     assert 'Start with' in output
     assert main([*flags, '--utilisation=0.2', '--params=1B']) == 0
     assert 'Nothing fits' not in capsys.readouterr().out

@@ -40,6 +40,7 @@ from def_jax.ground.arguments import check_flag, check_number, check_ratio
 __all__ = ['Plan', 'draw', 'parse_bandwidth', 'parse_size']
 
 _UNITS = {'k': 1e3, 'm': 1e6, 'g': 1e9, 'b': 1e9, 't': 1e12}
+LEAST_BANDWIDTH = 1e4  # bits per second; a smaller number has probably lost its unit
 _NUMBER = r'([\d.]+(?:[eE][+-]?\d+)?)'
 
 
@@ -90,7 +91,8 @@ class Plan:
         # The limits keep every time finite and positive.
         check_number('params', self.params, 1, 1e18, 'elements in the model')
         check_number('step_time', self.step_time, 1e-9, 1e9, 'seconds of computation')
-        check_number('bandwidth', self.bandwidth, 1e4, 1e18, "bits per second, or with a unit, as '10gbit'")
+        least, unit = LEAST_BANDWIDTH, "bits per second, or with a unit, as '10gbit'"
+        check_number('bandwidth', self.bandwidth, least, 1e18, unit)
         check_number('workers', self.workers, 1, 1e9, 'K')
         check_number('latency', self.latency, 0, 1e9, 'seconds per message')
         check_number('overlap', self.overlap, 0, 1, 'fraction of a dense all-reduce that is hidden')

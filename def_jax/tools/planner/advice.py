@@ -118,22 +118,30 @@ def _start(
     also = [
         each.name for each in others if each.family != chosen.family and plan.params <= TRAINED[each.family]
     ]
-    told = (
+    told = [
         f'Start with {chosen.name}: {_faster(chosen, dense)}, whose communication is '
-        f'{_share(plan, dense):.0f} % of a step.{_unless_hidden(plan, dense, chosen, worth)}'
-    )
+        f'{_share(plan, dense):.0f} % of a step.',
+        _unless_hidden(plan, dense, chosen, worth),
+    ]
     if also:
-        told += f' Equally fast, within a tenth: {"; ".join(also)}. If you already use one of them, keep it.'
+        told.append(f'Equally fast, within a tenth: {"; ".join(also)}. If you already use one, keep it.')
     if chosen.family != 'DEF-Q' and plan.params > (largest := TRAINED[chosen.family]):
-        told += f' The largest model known to have been trained with it has {largest / 1e9:g} B parameters.'
+        told.append(
+            f'The largest model known to have been trained with it has {largest / 1e9:g} B parameters.'
+        )
     elif chosen.family != 'DEF-Q':
-        told += ''.join(_beyond(each, dense) for each in worth if _faster_unknown(plan, each, chosen))
-    told += f'\n\n{textwrap.indent(chosen.paste, _CODE)}\n\nPaste it; {chosen.then}.'
+        told += [_beyond(each, dense) for each in worth if _faster_unknown(plan, each, chosen)]
+    then = f'Paste it; {chosen.then}.'
     if 'DiLoCo' in chosen.family:
-        told += ' Its outer rate and momentum are the published ones.'
+        then += ' Its outer rate and momentum are the published ones.'
         if optimizer != 'sgd':
-            told += ' In MaxText, set `enable_diloco=true` instead: it has a DiLoCo of its own.'
-    return f'{told} These are times, not accuracies: compare both on your model.'
+            then += ' In MaxText, set `enable_diloco=true` instead: it has a DiLoCo of its own.'
+    told += [
+        textwrap.indent(chosen.paste, _CODE),
+        then,
+        'These are times, not accuracies: compare both on your model.',
+    ]
+    return '\n\n'.join(text for text in told if text)
 
 
 def _unless_hidden(plan: Plan, dense: Prediction, chosen: Prediction, worth: Sequence[Prediction]) -> str:
@@ -149,8 +157,8 @@ def _unless_hidden(plan: Plan, dense: Prediction, chosen: Prediction, worth: Seq
     first, last = until[chosen.name], until[fastest.name]
     more = f', {fastest.name} until {last} does' if last != first else ''
     return (
-        f' This assumes that none of it hides behind the backward pass: {chosen.name} pays until {first} '
-        f'hides{more}; beyond, stay dense. `--dense-step` measures it.'
+        f'This assumes that no communication hides behind the backward pass: {chosen.name} pays until '
+        f'{first} hides{more}; beyond, stay dense. `--dense-step` measures it.'
     )
 
 
@@ -183,7 +191,7 @@ def _faster_unknown(plan: Plan, other: Prediction, chosen: Prediction) -> bool:
 
 def _beyond(other: Prediction, dense: Prediction) -> str:
     known = TRAINED[other.family] / 1e9
-    return f' {other.name} would be {_faster(other, dense)}, but is known to {known:g} B parameters alone.'
+    return f'{other.name} would be {_faster(other, dense)}, but is known to {known:g} B parameters alone.'
 
 
 def _compare(other: Prediction, dense: Prediction) -> str:

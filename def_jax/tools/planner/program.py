@@ -51,18 +51,19 @@ _FLOPS = (
     '6 · parameters · tokens of a worker / devices of a worker'
 )
 _NOTES = (
-    "Each of Streaming DiLoCo's messages is assumed to travel while one gradient is computed, the best "
-    'case{}. Where steps were measured, such predictions were up to 32 % too low; they leave out the '
-    "optimizer's own time, which `--overhead` adds. "
-    'A device holds parameters, gradients and optimizer state in float32, the state that of AdamW without '
-    '`--optimizer`; activations and frozen parameters are not counted here.'
+    "- Each of Streaming DiLoCo's messages is assumed to travel while one gradient is computed, the best "
+    'case{}.\n'
+    '- Where steps were measured, such predictions were up to 32 % too low.\n'
+    "- They leave out the optimizer's own time, which `--overhead` adds.\n"
+    '- A device holds parameters, gradients and optimizer state in float32, the state that of AdamW without '
+    '`--optimizer`. Activations and frozen parameters are not counted.'
 )
-_WAITS = "; DEF-Q's rows wait for theirs, which `--in-flight` hides as well"
+_WAITS = ". DEF-Q's rows wait for theirs, which `--in-flight` hides as well"
 # Of a flag without its unit: the least that makes sense, and what was probably meant.
 _LEAST = {
     'params': (1e3, '{}M or {}B'),
     'memory': (1e6, '{}GB'),
-    'bandwidth': (1e4, '{}gbit or {}mbit'),
+    'bandwidth': (planner.LEAST_BANDWIDTH, '{}gbit or {}mbit'),
 }
 _LONG = 100  # seconds of a step, above which milliseconds were probably meant
 _NODE = 8  # GPUs of most nodes
@@ -209,11 +210,15 @@ def _own_link(device: Device) -> str:
 
 def _estimate(plan: planner.Plan, device: Device, utilisation: float | None) -> str:
     step = comparison.milliseconds(plan.step_time)
-    told = f'({device.source}) {device.title} computes a step in {step} ms. '
     if utilisation is None:
-        more = 'That is a bound, not a prediction: the longer it takes, the less compression gains.'
-        return f'At its peak {told}{more}'
-    return f'At {100 * utilisation:g} % of its peak {told}Your own step decides: pass `--step-time`.'
+        share, more = (
+            '',
+            'That is a bound, not a prediction: the longer it takes, the less compression gains.',
+        )
+    else:
+        share, more = f'{100 * utilisation:g} % of ', 'Your own step decides: pass `--step-time`.'
+    told = f'At {share}its peak, {device.title} computes a step in {step} ms. {more}'
+    return f'{told} Its peak rates are from <{device.source}>.'
 
 
 def _hidden(plan: planner.Plan, dense_step: float) -> str:
