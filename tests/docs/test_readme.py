@@ -1,14 +1,17 @@
-"""What newcomers read and copy: README's diff and numbers, the program of First steps, the examples."""
+"""What newcomers read and copy: README's diffs and numbers, the program of First steps, the examples."""
 
+import functools
 import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import test_pages
 
+import def_jax
 from configs.digits import get_config
 from def_jax.baselines import METHODS
 from def_jax.trainer import experiment
@@ -32,10 +35,12 @@ def loss_fn(params, batch):
     return jnp.mean((batch @ params['w'] - 1) ** 2)
 
 
-def test_the_diff_of_readme_turns_a_dense_step_into_one_that_sends_little():
+@pytest.mark.parametrize('pmapped', [True, False])
+def test_the_diffs_of_readme_turn_a_dense_step_into_one_that_sends_little(pmapped):
     """On two nodes; of four devices here, and eight there."""
-    (diff,) = re.findall(r'```diff\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    diff = re.findall(r'```diff\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[pmapped]
     after = '\n'.join(line[1:] for line in diff.splitlines() if not line.startswith('-'))
+    after = after.replace('make_mesh((2, 8)', 'make_mesh((2, 4)').replace('inside=8', 'inside=4')
     names = {
         'lr': 0.01,
         'decay': 1e-4,
@@ -43,13 +48,22 @@ def test_the_diff_of_readme_turns_a_dense_step_into_one_that_sends_little():
         'loss_fn': loss_fn,
         'jax': jax,
         'optax': optax,
+        'functools': functools,
+        'def_jax': def_jax,
     }
-    exec(after.replace('make_mesh((2, 8)', 'make_mesh((2, 4)'), names)
-    optimizer = names['optimizer']
-    params, batch = {'w': jnp.ones(16)}, jnp.ones((4 * jax.device_count(), 16))
-    params = jax.device_put(params, optimizer.shardings)
-    step = names['train_step'].lower(params, optimizer.init(params), batch).compile()
-    optimizer.check(step, devices_per_node=4)
+    exec(after, names)
+    optimizer, devices = names['optimizer'], jax.device_count()
+    params, batch = {'w': jnp.ones(16)}, jnp.ones((devices, 4, 16))
+    if pmapped:
+        params, opt_state = jax.pmap(lambda _: (params, optimizer.init(params)))(np.arange(devices))
+    else:
+        params = jax.device_put(params, optimizer.shardings)
+        opt_state, batch = optimizer.init(params), batch.reshape(-1, 16)
+    compiled = names['train_step'].lower(params, opt_state, batch).compile()
+    if pmapped:
+        def_jax.check(compiled, optimizer, {'w': jnp.ones(16)}, 'gpus', devices_per_node=4)
+    else:
+        optimizer.check(compiled, devices_per_node=4)
 
 
 def allows(function, *args, **kwargs):
