@@ -67,7 +67,9 @@ class Optimizer(nnx.Optimizer):
             A function of the same arguments, which returns the mean loss and the gradients, for `update`.
             Random numbers, of the model or of an `nnx.Rngs` among the arguments, differ by worker. Other
             variables that `loss_fn` changes are averaged if they are floating-point, like BatchNorm's
-            statistics. Auxiliary scalars are averaged; arrays come stacked over workers.
+            statistics. Of integers the largest is kept, which is right for what all workers count alike,
+            like steps; count examples in floats, or sum them yourself. Auxiliary scalars are
+            averaged; arrays come stacked over workers.
 
         Raises:
             ValueError: if `split` names an argument that is missing or an `nnx.Rngs`, or another argument
@@ -102,15 +104,15 @@ class Optimizer(nnx.Optimizer):
 
         def grad_fn(point, /, *passed, **kwargs):
             *args, keys, rest = passed
-            old = set(map(id, jax.tree.leaves(rest)))
+            old = dict(nnx.to_flat_state(rest))
 
             def loss(point):
                 model, streams = nnx.merge(graph, nnx.State({0: point}), keys, rest)
                 own_args = (streams.get(str(i), x) for i, x in enumerate(args, start=1))
                 result = loss_fn(model, *own_args, **{n: streams.get(n, x) for n, x in kwargs.items()})
                 value, aux = result if has_aux else (result, None)
-                same = nnx.Any(wrt, nnx.RngKey, lambda _, x: id(x.get_raw_value()) in old)  # what is frozen
-                changed = nnx.state((model, streams), nnx.Not(same))
+                frozen = nnx.Any(wrt, nnx.RngKey, lambda path, x: x.get_raw_value() is old[path])
+                changed = nnx.state((model, streams), nnx.Not(frozen))
                 return value, (aux, nnx.as_pure(changed))
 
             return jax.value_and_grad(loss, has_aux=True)(point)

@@ -135,6 +135,18 @@ def test_a_complex_variable_is_the_mean_of_the_workers():
     np.testing.assert_allclose(model.phase[...], 0.5j * ROWS.sum(), rtol=1e-5)
 
 
+def test_a_variable_that_takes_the_value_of_another_has_it():
+    model = Model(nnx.Rngs(0))
+    model.now, model.before = nnx.Variable(jnp.array(2.0)), nnx.Variable(jnp.array(0.0))
+
+    def loss_fn(model, rows):
+        model.before[...] = model.now[...]
+        return jnp.mean(model(rows) ** 2)
+
+    optimizer_of(model).value_and_grad(loss_fn)(model, ROWS)
+    assert model.before[...] == 2
+
+
 def test_stacked_layers_have_stacked_keys():
     """`nnx.scan` runs layers that `nnx.vmap` made, so their random numbers are arrays of keys."""
 
