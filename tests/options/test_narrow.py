@@ -125,9 +125,16 @@ def test_optimizers_that_return_to_a_copy_are_refused(inner):
         def_jax.error_feedback(def_jax.random_block(16), 'workers', inner=inner).init(jnp.ones(8))
 
 
-def test_a_copy_is_found_beside_what_wants_the_loss():
-    """Its error grew to 1e16."""
-    inner = masters(optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()))
+@pytest.mark.parametrize(
+    'inner',
+    [
+        masters(optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())),
+        optax.chain(masters(optax.sgd(0.1)), optax.contrib.reduce_on_plateau()),
+    ],
+    ids=['in the masters', 'after them'],
+)
+def test_a_copy_is_found_beside_what_wants_the_loss(inner):
+    """Its error grew to 1e16; in the second it was scaled by a number of the state."""
     with pytest.raises(ValueError, match='inner= keeps a copy of the parameters'):
         def_jax.error_feedback(def_jax.random_block(16), 'workers', inner=inner).init(jnp.ones(8))
 
@@ -190,6 +197,7 @@ def over_an_axis():
         optax.lamb(0.1),
         optax.contrib.prodigy(),
         optax.contrib.muon(0.1),
+        optax.inject_hyperparams(optax.adamw)(0.1, weight_decay=1.0),
         over_an_axis(),
     ],
 )
