@@ -146,9 +146,10 @@ def _exchanged(
             ) from error
         except TypeError as error:
             raise TypeError(
-                'the optimizer must take update(grads, state, params, value=loss). If it needs other '
-                'extra arguments, pass one that has them: optax.GradientTransformationExtraArgs('
-                f'optimizer.init, functools.partial(optimizer.update, name=argument)). It fails by: {error}'
+                'the optimizer must take update(grads, state, params, value=loss). If it takes other extra '
+                'arguments instead, pass one that has them: optax.GradientTransformationExtraArgs('
+                'optimizer.init, lambda grads, state, params, **_: optimizer.update(grads, state, params, '
+                f'name=argument)), e.g. grad_fn=lambda x, _: x for optax.contrib.sam. It fails by: {error}'
             ) from error
         messages = traffic_of(program, axis_name, mesh).messages
         if devices > 1 or messages:  # otherwise it is a single worker's
