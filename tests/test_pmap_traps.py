@@ -169,6 +169,20 @@ def test_e_the_debug_mode_raises_at_the_second_step(change, bits, inner):
         mapped(DATA)
 
 
+@pytest.mark.parametrize('inner', [optax.rprop(0.01), optax.sign_sgd(0.01)], ids=['rprop', 'sign_sgd'])
+def test_e_the_debug_mode_takes_numbers_that_agree_by_chance(inner):
+    """They have a few values alone; it said that gradients were averaged."""
+    optimizer = wrapper(inner=inner)
+
+    def run(data):
+        carry = PARAMS, optimizer.init(PARAMS)
+        for t in range(4):
+            carry = plain_step(optimizer, *carry, data[t])
+            def_jax.debug(*carry, 'workers')
+
+    jax.vmap(run, axis_name='workers')(DATA[:2])
+
+
 def test_a_message_in_bfloat16_may_be_summed_in_float32():
     """As XLA for CPUs does, in twice the bytes, which a dense mean beside it does not hide behind."""
     optimizer = wrapper(bits=16)
