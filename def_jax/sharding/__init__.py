@@ -30,7 +30,7 @@ from def_jax.state.ownership import link_states, own_leaves
 from def_jax.state.regrouping import num_stacked, regroup
 from def_jax.state.specs import with_specs
 from def_jax.traffic import Message, drift, inputs, traffic_of
-from def_jax.traffic.crossing import Limits, check_crossing
+from def_jax.traffic.crossing import Limits, check_crossing, naming_extra_arguments
 from def_jax.traffic.hlo import Collective
 
 _STATE = (
@@ -337,8 +337,8 @@ class Spmd:
         grads, state = self._abstract_grads(params), self.abstract_state(params)
         params = self._workers.abstract(params, self._specs(params))
         inputs.check_shards(compiled, params, self._workers.names)
-        # With a loss, which some optimizers want.
-        program = jax.jit(self._update_program).trace(grads, state, params, None, {'value': 0.0}).jaxpr
+        with naming_extra_arguments():
+            program = jax.jit(self._update_program).trace(grads, state, params, None, {'value': 0.0}).jaxpr
         return traffic_of(program.jaxpr, self.axis_name, self.mesh.shape).messages, params
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:
