@@ -378,6 +378,8 @@ def _add(params: PyTree, residual: PyTree, scale: Any, least: Any = None) -> PyT
     if getattr(residual, 'shape', None) == (optax.tree.size(params),):  # under `optax.flatten`
         _, unravel = ravel_pytree(optax.tree.zeros_like(params, dtype=jnp.float32))
         residual = unravel(residual)
+    if any(map(jnp.iscomplexobj, jax.tree.leaves(params))):
+        residual = jax.tree.map(lambda r: lax.complex(*r) if _is_pair(r) else r, residual, is_leaf=_is_pair)
     check_updates(params, residual, 'params')
 
     def add(r, x):
@@ -386,3 +388,8 @@ def _add(params: PyTree, residual: PyTree, scale: Any, least: Any = None) -> PyT
         return (x + scale * r).astype(x.dtype if least is None else jnp.promote_types(x.dtype, least))
 
     return jax.tree.map(add, residual, params, is_leaf=is_masked)
+
+
+def _is_pair(node: Any) -> bool:
+    """Whether a node holds a complex array, as `optax.contrib.split_real_and_imaginary` passes it on."""
+    return hasattr(node, 'imaginary')

@@ -164,11 +164,19 @@ def _agree(tree: PyTree, axis_name: AxisName) -> jax.Array:
         return jnp.bool_(False)
     large = [leaf for leaf in leaves if leaf.size >= _LARGE] or leaves
     samples = [jnp.ravel(leaf)[:: -(-leaf.size // _LARGE)].astype(jnp.float32) for leaf in large]
+    samples = [jnp.where(_repeats(sample), 0, sample) for sample in samples]
     bits = jnp.concatenate([_words(sample) for sample in samples])
     same = jnp.split(_same(bits, axis_name), np.cumsum(list(map(len, samples)))[:-1])
     counts = [(jnp.sum(each & (x != 0)), jnp.sum(x != 0)) for each, x in zip(same, samples, strict=True)]
     agree = jnp.array([8 * equal >= jnp.maximum(anything, 1) for equal, anything in counts])
     return jnp.all(agree | jnp.array([anything == 0 for _, anything in counts])) & jnp.any(agree)
+
+
+def _repeats(x: jax.Array) -> jax.Array:
+    """Whether these numbers have so few values, as signs do, that workers' may agree by chance."""
+    ordered, nonzero = jnp.sort(x), jnp.sum(x != 0)
+    alike = jnp.searchsorted(ordered, x, side='right') - jnp.searchsorted(ordered, x) - 1
+    return 8 * jnp.sum(jnp.where(x != 0, alike, 0)) > nonzero * (nonzero - 1)  # an eighth of pairs
 
 
 def _same(numbers: jax.Array, axis_name: AxisName) -> jax.Array:

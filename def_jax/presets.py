@@ -101,7 +101,7 @@ def def_adamw(
             gradient's part of an update alone, and `outer` multiplies all of it by 0.3 / (1 - 0.8) = 1.5.
         compression, bits, order, allocation: see `def_sgd`.
         axis_name, inside, detach, outer, skip_nonfinite, overlap, seed: see `error_feedback`.
-        b2: decay of the second moment.
+        b2: decay of the second moment. With bfloat16 parameters 0.995 at most: 0.999 is 1 in bfloat16.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay, at the detached point; 2/3 of dense AdamW's decays as much.
         mask: which leaves decay, a pytree of booleans or a function of the parameters, see `optax.adamw`.

@@ -124,6 +124,21 @@ def test_multi_transform():
         chex.assert_trees_all_close(({name: x[name]}, {name: y[name]}), expected, **CLOSE)
 
 
+def test_complex_parameters_are_trained_as_pairs():
+    """`optax.contrib.split_real_and_imaginary` hands them over so; a point has to be complex again."""
+
+    def joined(tree):
+        return {name: jax.lax.complex(*pair) for name, pair in tree.items()}
+
+    params, targets = (
+        {name: (x, 1 - x) for name, x in tree.items()} for tree in (make_params(), make_targets())
+    )
+    link = feedback(inner=SGD)
+    expected = train(link, params, targets)[:2]
+    found = train(optax.contrib.split_real_and_imaginary(link), joined(params), joined(targets))[:2]
+    chex.assert_trees_all_close(found, tuple(map(joined, expected)), **CLOSE)
+
+
 def test_a_mask_may_name_a_whole_branch():
     params = {'a': jnp.ones(8), 'b': {'c': jnp.ones(8), 'd': jnp.ones(2)}}
     link = optax.masked(feedback(axis_name=None), {'a': True, 'b': False})

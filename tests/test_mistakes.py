@@ -70,7 +70,7 @@ MISTAKES = [
         (words, link.update, updates, link.init(PARAMS))
         for link in LINKS
         for words, updates in (
-            ('is complex64, but must be a floating-point array. Store a complex array as two', like(1j)),
+            ('is complex64, but must be a floating-point array. Of complex arrays, put optax', like(1j)),
             ('is bool, but must be a floating-point array', like(True)),
             (r"updates\['new'\] is .*, but the residual in opt_state is missing", MORE),
         )

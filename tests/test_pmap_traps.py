@@ -169,6 +169,20 @@ def test_e_the_debug_mode_raises_at_the_second_step(change, bits, inner):
         mapped(DATA)
 
 
+@pytest.mark.parametrize('inner', [optax.rprop(0.01), optax.sign_sgd(0.01)], ids=['rprop', 'sign_sgd'])
+def test_e_the_debug_mode_takes_numbers_that_agree_by_chance(inner):
+    """They have a few values alone; it said that gradients were averaged."""
+    optimizer = wrapper(inner=inner)
+
+    def run(data):
+        carry = PARAMS, optimizer.init(PARAMS)
+        for t in range(4):
+            carry = plain_step(optimizer, *carry, data[t])
+            def_jax.debug(*carry, 'workers')
+
+    jax.vmap(run, axis_name='workers')(DATA[:2])
+
+
 def test_a_message_in_bfloat16_may_be_summed_in_float32():
     """As XLA for CPUs does, in twice the bytes, which a dense mean beside it does not hide behind."""
     optimizer = wrapper(bits=16)
@@ -201,14 +215,30 @@ def test_a_program_of_several_steps_is_checked_by_their_number():
         def_jax.check(program, optimizer, PARAMS, steps=0)
 
 
-def test_other_extra_arguments_are_given_to_check_with_the_optimizer():
-    optimizer = optax.chain(wrapper(), optax.scale_by_backtracking_linesearch(2))
+@pytest.mark.parametrize(
+    ('optimizer', 'missing', 'given'),
+    [
+        (
+            optax.chain(wrapper(), optax.scale_by_backtracking_linesearch(2)),
+            'value_fn',
+            {'value': 0.0, 'grad': PARAMS, 'value_fn': lambda x: jnp.float32(0)},
+        ),
+        (
+            optax.contrib.sam(wrapper(), optax.sgd(0.1), opaque_mode=True),
+            "unexpected keyword argument 'value'",
+            {'grad_fn': lambda x, _: x},
+        ),
+    ],
+    ids=['line search', 'sam'],
+)
+def test_other_extra_arguments_are_given_to_check_with_the_optimizer(optimizer, missing, given):
     program = jax.jit(lambda x: x).lower(DATA).compile()
-    with pytest.raises(TypeError, match=r'functools.partial.*update, name=argument.* by: .*value_fn'):
+    with pytest.raises(TypeError, match=rf'lambda .* name=argument.*sam.* by: .*{missing}'):
         def_jax.check(program, optimizer, PARAMS)
-    given = functools.partial(optimizer.update, grad=PARAMS, value_fn=lambda x: jnp.float32(0))
-    optimizer = optax.GradientTransformationExtraArgs(optimizer.init, given)
-    assert def_jax.check(program, optimizer, PARAMS) == []
+    with_arguments = optax.GradientTransformationExtraArgs(
+        optimizer.init, lambda grads, state, params, **_: optimizer.update(grads, state, params, **given)
+    )
+    assert def_jax.check(program, with_arguments, PARAMS) == []
 
 
 def test_in_a_loop_of_unknown_length_a_hidden_mean_is_found():

@@ -56,7 +56,8 @@ def factors(program: Any, given: Sequence[float]) -> list[Factors]:
 
     `given` has 1 for those arguments and 0 for the others. Sums, differences and choices between values, as
     of a branch or a bound, are followed, also through changes of dtype; whatever else depends on the
-    arguments is unknown.
+    arguments is unknown. But -1 stays -1 in a product with a number that only a run knows, such as a scale in
+    the state of `optax.contrib.reduce_on_plateau`.
     """
     return _factors(program, [frozenset([factor]) for factor in given])
 
@@ -81,4 +82,8 @@ def _factors_of(equation: Any, given: list[Factors]) -> list[Factors]:
     if name in _SUMS:
         pairs = itertools.product(*given)
         return [frozenset(None if None in pair else _SUMS[name](*pair) for pair in pairs)]
+    if name == 'mul':
+        for number, moved in itertools.permutations(zip(equation.invars, given, strict=True)):
+            if number[1] == _STILL and number[0].aval.shape == () and not hasattr(number[0], 'val'):
+                return [frozenset(factor if factor == -1 else None for factor in moved[1])]
     return [frozenset([None])] * results

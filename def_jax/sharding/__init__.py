@@ -23,14 +23,14 @@ from def_jax.ground.collectives import Group, check_axis_name
 from def_jax.ground.types import PyTree
 from def_jax.sharding import at_points
 from def_jax.sharding.accumulation import accumulated
-from def_jax.sharding.worker_mesh import WorkerMesh, check_mesh
+from def_jax.sharding.worker_mesh import WorkerMesh, check_mesh, compiled
 from def_jax.state import ownership
 from def_jax.state.link import Shards, check_like, sharded
 from def_jax.state.ownership import link_states, own_leaves
 from def_jax.state.regrouping import num_stacked, regroup
 from def_jax.state.specs import with_specs
 from def_jax.traffic import Message, drift, inputs, traffic_of
-from def_jax.traffic.crossing import Limits, check_crossing
+from def_jax.traffic.crossing import Limits, check_crossing, naming_extra_arguments
 from def_jax.traffic.hlo import Collective
 
 _STATE = (
@@ -111,8 +111,8 @@ class Spmd:
         self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
         self._workers = WorkerMesh(mesh, axis_name)
         self.num_workers = self._workers.num_workers
-        self._init, self._output_params = jax.jit(self._init_program), jax.jit(self._output_program)
-        self._update = jax.jit(self._update_program)
+        self._init, self._output_params = compiled(self._init_program), compiled(self._output_program)
+        self._update = compiled(self._update_program)
         self._params: PyTree = None  # abstract: those of the last update that was traced, for `check`
 
     def __deepcopy__(self, memo=None):  # as of a function: the copy of a TrainState has its structure
@@ -214,7 +214,7 @@ class Spmd:
             A function of params, opt_state and batch, which is divided among the workers or left out.
         """
 
-        @jax.jit
+        @compiled
         def program(params, opt_state, *batch):
             divided = at_points.divide(self._workers, batch, 'batch')
             own = False, own_leaves(self.optimizer, params), *(True for _ in batch)
@@ -337,8 +337,8 @@ class Spmd:
         grads, state = self._abstract_grads(params), self.abstract_state(params)
         params = self._workers.abstract(params, self._specs(params))
         inputs.check_shards(compiled, params, self._workers.names)
-        # With a loss, which some optimizers want.
-        program = self._update.trace(grads, state, params, None, {'value': 0.0}).jaxpr
+        with naming_extra_arguments():
+            program = jax.jit(self._update_program).trace(grads, state, params, None, {'value': 0.0}).jaxpr
         return traffic_of(program.jaxpr, self.axis_name, self.mesh.shape).messages, params
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:

@@ -105,6 +105,17 @@ class WorkerMesh:
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
 
+def compiled(program: Callable) -> Callable:
+    """By `jax.jit`, even within `jax.disable_jit`: `jax.shard_map` fails there or compiles each operation."""
+    program = jax.jit(program)
+
+    def run(*args):
+        with jax.disable_jit(False):
+            return program(*args)
+
+    return run
+
+
 def check_mesh(mesh: Any, axis_name: str | tuple[str, ...], param_specs: PyTree) -> None:
     """Raises ValueError unless the mesh has these axes over workers, and those that the specs name."""
     if not isinstance(mesh, Mesh):

@@ -173,7 +173,10 @@ def float32_updates(updates: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda u: u.astype(jnp.float32), updates)
 
 
-_NO_PARAMETER = 'Store a complex array as two; leave others to another optimizer, with optax.masked.'
+_NO_PARAMETER = (
+    'Of complex arrays, put optax.contrib.split_real_and_imaginary around the link; leave others to another '
+    'optimizer, with optax.masked.'
+)
 
 
 def check_floating(tree: Any, name: str, cure: str = _NO_PARAMETER) -> None:

@@ -1,9 +1,10 @@
 """Whether a compiled step passes more between workers or nodes than the message, read from its HLO."""
 
+import contextlib
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -137,18 +138,13 @@ def _exchanged(
     sent: list[Message] = []
     for optimizer, params in zip(optimizers, trees, strict=True):
         try:
-            program, arguments, results = traced(optimizer, params, axis_name, mesh)
+            with naming_extra_arguments():
+                program, arguments, results = traced(optimizer, params, axis_name, mesh)
         except (NameError, ValueError) as error:  # JAX's of an axis that is not bound, or ours
             raise ValueError(
                 f"{axis_name=} must be the optimizer's, which fails over it: pass check the axis_name= that "
                 "it has. Where jax.vmap simulates a worker's devices, pass their axis as well, e.g. "
                 f"('nodes', 'gpus'): {error}"
-            ) from error
-        except TypeError as error:
-            raise TypeError(
-                'the optimizer must take update(grads, state, params, value=loss). If it needs other '
-                'extra arguments, pass one that has them: optax.GradientTransformationExtraArgs('
-                f'optimizer.init, functools.partial(optimizer.update, name=argument)). It fails by: {error}'
             ) from error
         messages = traffic_of(program, axis_name, mesh).messages
         if devices > 1 or messages:  # otherwise it is a single worker's
@@ -157,6 +153,20 @@ def _exchanged(
         if devices > 1:
             workers, sent = _workers(mesh, names, devices_per_worker(program)), [*sent, *messages]
     return workers, sent
+
+
+@contextlib.contextmanager
+def naming_extra_arguments() -> Iterator[None]:
+    """Says how to check an optimizer that can't be traced with a loss as its only extra argument."""
+    try:
+        yield
+    except TypeError as error:
+        raise TypeError(
+            'the optimizer must take update(grads, state, params, value=loss). If it takes other extra '
+            'arguments instead, check one that has them: optax.GradientTransformationExtraArgs('
+            'optimizer.init, lambda grads, state, params, **_: optimizer.update(grads, state, params, '
+            f'name=argument)), e.g. grad_fn=lambda x, _: x for optax.contrib.sam. It fails by: {error}'
+        ) from error
 
 
 def _simulated(compiled: jax.stages.Compiled) -> int:

@@ -177,7 +177,8 @@ class _Run:
         self._first_state = self._restored()
         self._start = int(self._first_state.step)
         seal, writes = self.checkpoints.seal, processes.is_first()
-        self._log = MetricLog(self.folder, self._start, seal, evaluated=self._evaluated, writes=writes)
+        kept = () if self._outdated and not self._result else self._evaluated  # of other keys: redone
+        self._log = MetricLog(self.folder, self._start, seal, evaluated=kept, writes=writes)
 
     def train_and_evaluate(self) -> None:
         """Trains to the last step; the first process writes the result."""
@@ -225,10 +226,10 @@ class _Run:
             cure = 'Restore the folder checkpoints, or choose another --workdir to start over'
             raise ValueError(f'the checkpoints of {folder} are missing, but {there}. {cure}.')
         self._result = results.finished(folder, start) if start == experiment.num_steps else None
-        self._outdated = self._result is not None and results.is_outdated(self._result, config)
+        last = self._result or {'config': workdir.recorded(folder)}
+        self._outdated = start == experiment.num_steps and results.is_outdated(last, config)
         evaluated = any(self._evaluated[0] in record and record['step'] == start for record in records)
-        evaluated = evaluated and not self._outdated
-        if config.elastic and start == experiment.num_steps and not evaluated:
+        if config.elastic and start == experiment.num_steps and (self._outdated or not evaluated):
             there = f'the run in {folder} has made its last step, but not the evaluation after it'
             raise ValueError(f'{there}. Run it once more with --config.elastic=False.')
         if start > experiment.num_steps:

@@ -64,6 +64,33 @@ def test_xla_may_keep_x_in_float32_within_a_program(ratio):
     np.testing.assert_allclose(x[0].astype(jnp.float32) + state.residual.mean(0), expected, atol=1e-5)
 
 
+def second_moment(inner, dtype):
+    """Its mean after gradients of size 1 and, ten times as long as 0.999 lasts, of size 0.1; its dtype."""
+    link = def_jax.error_feedback(def_jax.random_block(4), None, inner=inner)
+    x, sizes = jnp.zeros(256, dtype), jnp.repeat(jnp.array([1.0, 0.1]), jnp.array([500, 10_000]))
+
+    def step(state, key_and_size):
+        key, size = key_and_size
+        grads = (size * jax.random.normal(key, x.shape)).astype(dtype)
+        return link.update(grads, state, x)[1], None
+
+    steps = jax.random.split(jax.random.key(0), len(sizes)), sizes
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, steps))(link.init(x))
+    nu = optax.tree.get(state, 'nu')
+    return float(nu.astype(jnp.float32).mean()), nu.dtype
+
+
+@pytest.mark.parametrize(('b2', 'low', 'high'), [(0.995, 0.7, 1.1), (0.999, 20, np.inf)])
+def test_a_second_moment_in_bfloat16_shrinks_if_b2_is_not_1_there(b2, low, high):
+    """As the recipe says, which also says how to keep it in float32."""
+    adam = optax.adam(1e-3, b2=b2)
+    wide = optax.GradientTransformation(lambda x: adam.init(optax.tree.cast(x, jnp.float32)), adam.update)
+    (narrow, dtype), (expected, _) = (second_moment(adam, dtype) for dtype in ('bfloat16', 'float32'))
+    assert dtype == jnp.bfloat16 and low < narrow / expected < high
+    found, dtype = second_moment(wide, 'bfloat16')
+    assert dtype == jnp.float32 and found == pytest.approx(expected, rel=0.01)
+
+
 @pytest.mark.parametrize('update_dtype', ['float16', 'float32'])
 @pytest.mark.parametrize(('start', 'rate'), [(0.0, 1e-6), (5e-5, 0.0), (5e-5, 1e-5)])
 def test_float16_has_subnormal_numbers(start, rate, update_dtype):
@@ -125,9 +152,16 @@ def test_optimizers_that_return_to_a_copy_are_refused(inner):
         def_jax.error_feedback(def_jax.random_block(16), 'workers', inner=inner).init(jnp.ones(8))
 
 
-def test_a_copy_is_found_beside_what_wants_the_loss():
-    """Its error grew to 1e16."""
-    inner = masters(optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()))
+@pytest.mark.parametrize(
+    'inner',
+    [
+        masters(optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())),
+        optax.chain(masters(optax.sgd(0.1)), optax.contrib.reduce_on_plateau()),
+    ],
+    ids=['in the masters', 'after them'],
+)
+def test_a_copy_is_found_beside_what_wants_the_loss(inner):
+    """Its error grew to 1e16; in the second it was scaled by a number of the state."""
     with pytest.raises(ValueError, match='inner= keeps a copy of the parameters'):
         def_jax.error_feedback(def_jax.random_block(16), 'workers', inner=inner).init(jnp.ones(8))
 
@@ -190,6 +224,7 @@ def over_an_axis():
         optax.lamb(0.1),
         optax.contrib.prodigy(),
         optax.contrib.muon(0.1),
+        optax.inject_hyperparams(optax.adamw)(0.1, weight_decay=1.0),
         over_an_axis(),
     ],
 )

@@ -209,3 +209,18 @@ def test_what_is_not_finite_in_one_shard_is_skipped_by_all():
     assert not any(np.any(u) for u in updates)
     jax.tree.map(np.testing.assert_array_equal, after, optax.tree.set(before, skipped=1))
     def_jax.assert_replicated((updates, after), None)
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_programs_are_compiled_also_where_jit_is_disabled(kind):
+    """`jax.shard_map` would fail on this mesh, or take a minute for each update on one without `shard`."""
+    optimizer = def_jax.error_feedback(def_jax.identity(), 'workers', inner=optax.sgd(1.0))
+    dist = def_jax.spmd(optimizer, mesh_of(2, 2, kind), P())
+    x, grads = jnp.zeros(8), jnp.arange(16.0).reshape(2, 8)
+    with jax.disable_jit():
+        updates, state = dist.update(grads, dist.init(x), x)
+        y = dist.output_params(x, state)
+        steps = dist.map(lambda params, state: state.step)(x, state)
+    np.testing.assert_array_equal(updates, -grads.mean(0))
+    np.testing.assert_array_equal(y, x)
+    assert steps.tolist() == [1, 1]

@@ -62,6 +62,24 @@ def test_two_optimizers_in_one_step_are_checked_together():
             one.check(program, besides=0)
 
 
+def test_an_optimizer_that_takes_no_loss_is_checked_with_its_own_arguments():
+    sam = optax.contrib.sam(feedback(4, inner=optax.sgd(0.1)), optax.sgd(0.1), opaque_mode=True)
+    arguments = {'grad_fn': lambda x, _: x}
+    checked = optax.GradientTransformationExtraArgs(
+        sam.init, lambda grads, state, params, **_: sam.update(grads, state, params, **arguments)
+    )
+    dist = spmd(sam)
+
+    def step(params, state, batch):
+        _, grads = dist.value_and_grad(loss_fn)(params, state, batch)
+        return dist.update(grads, state, params, **arguments)
+
+    program = compiled(dist, step)
+    with pytest.raises(TypeError, match=r'check one that has them: .* grad_fn=lambda x, _: x for optax'):
+        dist.check(program)
+    assert spmd(checked).check(program, initial(dist)[0], besides=0)
+
+
 def test_specs_that_were_forgotten_are_found():
     """Parameters are sharded, but `spmd` was not told: each device would send what all of a worker have."""
     dist = spmd(specs=P())

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,11 +180,27 @@ def test_a_choice_on_validation_is_followed_by_the_test(data_dir, tmp_path):
     ]
 
 
+def timeless(figures):
+    return {name: value for name, value in figures.items() if name != 'seconds'}
+
+
+def test_a_run_killed_before_its_result_is_evaluated_with_the_keys_of_the_next_start(
+    data_dir, recorded, tmp_path, monkeypatch
+):
+    """Its last evaluation is on record, with those of before, and a second kill precedes the next."""
+    config = fixtures.tiny_config(data_dir, test_examples=50)
+    finished, killed = (shutil.copytree(recorded.folder, tmp_path / name) for name in ('finished', 'killed'))
+    (killed / 'result.json').unlink()
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='killed'):
+        patch.setattr(loop, 'evaluate', mock.Mock(side_effect=RuntimeError('killed')))
+        fixtures.train(config, killed)
+    expected, found = (fixtures.train(config, folder) for folder in (finished, killed))
+    assert [*map(timeless, found['curve'])] == [*map(timeless, expected['curve'])]
+    assert timeless(found['metrics']) == timeless(expected['metrics']) != timeless(recorded.result['metrics'])
+
+
 def test_with_other_keys_of_evaluation_a_finished_run_is_evaluated_again(data_dir, tmp_path):
     """It reports what a new run with these keys does, and so does a third start, which changes nothing."""
-
-    def timeless(figures):
-        return {name: value for name, value in figures.items() if name != 'seconds'}
 
     first = fixtures.train(fixtures.tiny_config(data_dir, num_epochs=2), tmp_path / 'run')
     for count, changes in enumerate(

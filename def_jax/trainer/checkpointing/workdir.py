@@ -20,7 +20,7 @@ from def_jax.trainer.launch import processes
 
 __all__ = [
     *('append_to', 'bound_settings', 'claim', 'describe_differences', 'locked'),
-    *('record', 'sync', 'write_json'),
+    *('record', 'recorded', 'sync', 'write_json'),
 ]
 
 _RECORD = 'config.json'
@@ -69,7 +69,7 @@ def claim(workdir: str | os.PathLike, config: ml_collections.ConfigDict, *, exis
         except OSError as error:
             cure = 'Free some space, fix its permissions, or choose another'
             raise ValueError(f'{what} cannot be written to ({error}). {cure}.') from error
-    theirs = _read(path)
+    theirs = recorded(workdir)
     bound = {'never'} if theirs.get('num_workers') != ours['num_workers'] else {'never', 'with_workers'}
     free = {
         name for name, key in KEYS.items() if key.change not in bound and not _shrinks(theirs, ours, name)
@@ -103,11 +103,11 @@ def _unclaim(workdir: Path) -> None:
 
 def record(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Records `config` as that of a claimed folder's run, unless it is already; call once it is locked."""
-    path, ours = workdir / _RECORD, _settings(config)
+    ours = _settings(config)
     with contextlib.suppress(ValueError):
-        if _read(path) == ours:
+        if recorded(workdir) == ours:
             return
-    write_json(path, ours)
+    write_json(workdir / _RECORD, ours)
 
 
 def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -204,7 +204,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read(record: Path) -> dict[str, Any]:
+def recorded(workdir: Path) -> dict[str, Any]:
+    """The settings that the last start of a claimed folder's run recorded."""
+    record = workdir / _RECORD
     try:
         settings = json.loads(record.read_text(encoding='utf-8'))
         if not isinstance(settings, dict):
