@@ -265,6 +265,8 @@ def test_j_other_workers_take_over_a_state_that_is_regrouped():
             def_jax.unstack_state(state, number)
     state = def_jax.unstack_state(def_jax.stack_state(state), 3)
     assert state.worker.tolist() == [[-1, -1]] * 3
+    saved = def_jax.stack_state(state)  # before they have made a step
+    np.testing.assert_array_equal(saved.residual['w'], state.residual['w'])
     state = one_step(optimizer, state, 3)
     assert state.worker.tolist() == [[0, 3], [1, 3], [2, 3]]
     def_jax.stack_state(state)

@@ -216,8 +216,9 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
         residuals = jax.tree.leaves([getattr(state, name) for name in sorted(kept)])
         held = residuals + inner
         numbers = getattr(state, 'worker', None)
-        alone = numbers is not None and (np.asarray(numbers)[..., 1] == 1).all()  # a worker of all devices
-        several = workers > 1 and not alone and any(x.any() for x in residuals)
+        # One worker of all devices, or workers that have just taken over others' states, are alike.
+        alike = numbers is not None and ((numbers == -1).all() or (np.asarray(numbers)[..., 1] == 1).all())
+        several = workers > 1 and not alike and any(x.any() for x in residuals)
         if several and all((x == x[:1]).all() for x in held):
             raise ValueError(
                 f'{caller}: all {workers} workers have the same residual, so this is the copy of one of them '

@@ -29,12 +29,12 @@ def assert_same(actual, expected):
 
 
 def own_keys(state, number):
-    """The state of `init`, with another key on every worker."""
-    noise, rest = state[0].inner
+    """A worker's state after a step, with a key of its own."""
+    first, second = state
+    noise, rest = first.inner
     noise = noise._replace(rng_key=jax.random.fold_in(noise.rng_key, number))
-    return state[0]._replace(inner=(noise, rest), residual=jax.tree.map(lambda x: x + number, PARAMS)), state[
-        1
-    ]
+    residual, worker = jax.tree.map(lambda x: x + number, PARAMS), jnp.array([number, NUM_WORKERS])
+    return first._replace(inner=(noise, rest), residual=residual, worker=worker), second
 
 
 @pytest.mark.parametrize('out_axes', [0, None])
