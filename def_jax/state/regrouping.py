@@ -162,7 +162,8 @@ def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
     Args:
         saved: from `stack_state`, or what `jax.pmap` returned.
         num_workers: K; by default, that of the saved state. With another, each worker gets the mean of what
-            the old ones had, so x stays where it is, and y up to rounding.
+            the old ones had, so x stays where it is, and y up to rounding. Integers are taken for counts, of
+            which it gets the greatest: of moments in eight bits inside, train on with a new state instead.
 
     Raises:
         ValueError: as `stack_state`: it was one worker's copy that was saved; or if `num_workers` is no

@@ -219,6 +219,7 @@ def test_links_are_followed_but_not_in_circles_and_names_need_not_be_utf8(tmp_pa
     written(tmp_path / 'elsewhere', **{f'inner/{number}': f'{number};'.encode() for number in range(40, 80)})
     (root / 'linked').symlink_to(tmp_path / 'elsewhere')
     (tmp_path / 'elsewhere' / 'inner' / 'circle').symlink_to(tmp_path / 'elsewhere')
+    (root / 'A').symlink_to(root / 'a')  # the same files again, as if for other splits
     (root / os.fsdecode(b'caf\xe9.txt')).write_text('80;')
     dataset = open_text_folder(root, context=4)
     splits = (dataset.train, dataset.validation, dataset.test)

@@ -93,7 +93,8 @@ def open_stdlib(*, folder: str | os.PathLike[str] | None = None, context: int = 
 
 
 def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Dataset:
-    """Reads the UTF-8 files of a folder and of those in it, but for hidden ones. Links are followed.
+    """Reads the UTF-8 files of a folder and of those in it, but for hidden ones. Links are followed, and a
+    file that has several paths is read once.
 
     A byte order mark is not part of a text.
 
@@ -114,7 +115,9 @@ def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Data
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ValueError(f'path={str(path)!r} is not a folder.')
-    paths = sorted(file.relative_to(root).as_posix() for file in _files(root))
+    real = {file.relative_to(root).as_posix(): file.resolve() for file in _files(root)}
+    links_last = sorted(real, key=lambda path: (real[path] != root.resolve() / path, path))
+    paths = sorted({real[path]: path for path in reversed(links_last)}.values())
     return _of_files(f'text_folder {root.name}', paths, lambda path: _read(root / path), context)
 
 
