@@ -20,6 +20,9 @@ def load(folder: str | os.PathLike, point: str = 'y') -> tuple[dict[str, Any], A
         run evaluated them. And the model that the configuration names, e.g. a Flax module, for
         `model.apply(variables, images, train=False)`.
 
+    Warns:
+        UserWarning: if the run has been prolonged since, and has not come to its end.
+
     Raises:
         FileNotFoundError: if the folder has no trained model.
         ValueError: if the run has no such point, a file is damaged, or the model cannot be imported.

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import urllib.parse
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def load(folder: str | os.PathLike, point: str = 'y') -> tuple[dict[str, Any], A
         arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
     if metadata.pop(_CHECKSUM, None) != _checksum(arrays, metadata):  # safetensors has none
         raise ValueError(f'{path} was changed or damaged. Run its command again, which writes it anew.')
+    step = json.loads(metadata['step'])
+    newest = max((int(each.name) for each in folder.glob('checkpoints/*') if each.name.isdigit()), default=0)
+    if newest > step:  # it was prolonged, and has not come to its end again
+        cure = 'Run its command again to have the model of its end'
+        warnings.warn(f'{path} is of step {step}, and the run has gone on to {newest}. {cure}.', stacklevel=3)
     config = ml_collections.ConfigDict(json.loads(metadata['config']))
     variables: dict[str, Any] = {}
     for name, array in arrays.items():

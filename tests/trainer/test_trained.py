@@ -79,6 +79,13 @@ def test_the_description_of_the_data_is_json(recorded, tmp_path):
     assert (data['mean'], data['flip']) == ([1.0], False)
 
 
+def test_the_model_of_an_earlier_end_says_so(recorded, tmp_path):
+    shutil.copytree(recorded.folder, tmp_path / 'run')
+    (tmp_path / 'run' / 'checkpoints' / '99').mkdir()
+    with pytest.warns(UserWarning, match=r'y.safetensors is of step \d+, and the run has gone on to 99\.'):
+        def_jax.trainer.load(tmp_path / 'run', 'y')
+
+
 def test_what_cannot_be_loaded_is_refused(recorded, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r'holds no trained model\. A run writes its model when it ends'
