@@ -67,14 +67,14 @@ def held(before: Any, after: Any) -> Any:
 
 
 def hold(taken: jax.Array, after: PyTree, before: PyTree, *, counts: bool) -> PyTree:
-    """The state `after` where the step is `taken`, else `before`; without `counts`, integers always advance.
+    """The state `after` where the step is `taken`, else `before`; without `counts`, lone integers advance.
 
     A schedule's count, which advances at every step, must stay the same on all workers.
     """
 
     def leaf(new, old):
-        keeps = not counts and not jnp.issubdtype(new.dtype, jnp.floating)
-        return new if keeps else jnp.where(taken, new, old)
+        advances = not counts and not new.ndim and not jnp.issubdtype(new.dtype, jnp.inexact)
+        return new if advances else jnp.where(taken, new, old)
 
     return jax.tree.map(leaf, after, before)
 

@@ -11,7 +11,11 @@ from jax import P
 import def_jax
 from def_jax.options import weighting
 
-INNER = optax.sgd(lambda count: 0.1 / (1 + count), momentum=0.9)
+CODES = optax.GradientTransformation(  # as of moments in eight bits
+    lambda params: optax.tree.zeros_like(params, dtype=jnp.int8),
+    lambda grads, codes, _: (grads, jax.tree.map(lambda x: x + jnp.int8(1), codes)),
+)
+INNER = optax.chain(CODES, optax.sgd(lambda count: 0.1 / (1 + count), momentum=0.9))
 WEIGHTS = np.float32([1, 0, 3])
 
 
@@ -38,8 +42,9 @@ def test_a_worker_without_weight_adds_nothing_and_keeps_its_moments():
     fresh = -0.05 * (0.9 + grads)
     np.testing.assert_allclose(updates[0], (fresh[0] + 3 * fresh[2]) / 4, rtol=1e-5)
     assert (updates == updates[0]).all()
-    (trace,) = [x for x in jax.tree.leaves(state.inner) if x.ndim == 2]
+    codes, trace = [x for x in jax.tree.leaves(state.inner) if x.ndim == 2]
     np.testing.assert_allclose(trace, np.where(WEIGHTS[:, None] > 0, 0.9 + grads, 1), rtol=1e-6)
+    assert codes[:, 0].tolist() == [2, 1, 2]
     (count,) = [x for x in jax.tree.leaves(state.inner) if x.dtype == jnp.int32]
     assert count.tolist() == [2, 2, 2]
 
