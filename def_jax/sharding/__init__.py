@@ -23,11 +23,12 @@ from def_jax.ground.collectives import Group, check_axis_name
 from def_jax.ground.types import PyTree
 from def_jax.sharding import at_points
 from def_jax.sharding.accumulation import accumulated
+from def_jax.sharding.at_points import Mapping
 from def_jax.sharding.worker_mesh import WorkerMesh, check_mesh, compiled
 from def_jax.state import ownership
 from def_jax.state.link import Shards, check_like, sharded
 from def_jax.state.ownership import link_states, own_leaves
-from def_jax.state.regrouping import num_stacked, regroup
+from def_jax.state.regrouping import check_workers, num_stacked, regroup
 from def_jax.state.specs import with_specs
 from def_jax.traffic import Message, drift, inputs, traffic_of
 from def_jax.traffic.crossing import Limits, check_crossing, naming_extra_arguments
@@ -36,11 +37,6 @@ from def_jax.traffic.hlo import Collective
 _STATE = (
     'It is of another optimizer or of other parameters, is not stacked over workers, or was restored without '
     'its structure: restore into what init returns. Of another mesh, pass it through `regroup` first.'
-)
-_CHAINED = (
-    'def_jax.spmd stands in an optax.chain: it takes gradients stacked over workers, so what precedes it '
-    'sees those of all workers at once, and a global norm is too large. Put the chain into it: '
-    'def_jax.spmd(optax.chain(optax.clip_by_global_norm(1.0), ..., link), mesh).'
 )
 _GRADS = 'Pass what value_and_grad of def_jax.spmd (or of def_jax.nnx.Optimizer) returns.'
 
@@ -141,7 +137,12 @@ class Spmd:
         return self._workers.auto(init, self.state_specs(params))(params)
 
     def value_and_grad(
-        self, loss_fn: Callable, has_aux: bool = False, *, mapping: at_points.Mapping = 'vmap'
+        self,
+        loss_fn: Callable,
+        has_aux: bool = False,
+        keys: tuple[int, ...] = (),
+        *,
+        mapping: Mapping = 'vmap',
     ) -> Callable:
         """A function that gives every worker's loss and gradient, taken at its own detached point.
 
@@ -149,14 +150,16 @@ class Spmd:
             loss_fn: `loss_fn(params, batch)`, a worker's loss on its own part of the batch, as for `jax.grad`
                 of one worker: it may use sharded parameters in any way and knows nothing of other workers.
             has_aux: whether `loss_fn` returns a pair, the loss and auxiliary values.
-            mapping: see `at_points`; 'shard_map' with convolutions.
+            keys, mapping: see `at_points`; with convolutions, 'shard_map'.
 
         Returns:
-            A function of params, opt_state and batch, see `at_points`; further arguments of `loss_fn`, such
-            as BatchNorm's statistics, are the same for all. It returns the losses [K], or a pair with
-            auxiliary values, and the gradients, all stacked. Outside `jax.jit`, every call compiles it again.
+            A function of params, opt_state and batch, see `at_points`; further arguments of `loss_fn` are
+            the same for all, and a typed key must be among `keys`, or it raises ValueError. It returns the
+            losses [K], or a pair with auxiliary values, and the gradients, all stacked. Outside `jax.jit`,
+            every call compiles it again.
         """
-        return self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux), mapping=mapping)
+        run = self.at_points(jax.value_and_grad(loss_fn, has_aux=has_aux), (1,), keys, mapping=mapping)
+        return at_points.without_shared_keys(run, keys)
 
     def at_points(
         self,
@@ -164,7 +167,7 @@ class Spmd:
         split: tuple[int, ...] = (1,),
         keys: tuple[int, ...] = (),
         *,
-        mapping: at_points.Mapping = 'vmap',
+        mapping: Mapping = 'vmap',
     ) -> Callable:
         """Any gradient function of yours, run on every worker at its own detached point.
 
@@ -276,16 +279,12 @@ class Spmd:
 
         It takes gradients stacked over workers, so what precedes it in an `optax.chain` would see those of
         all workers at once: put that into the chain that `spmd` is given.
-
-        >>> import jax, optax, def_jax
-        >>> dist = def_jax.spmd(def_jax.def_sgd(0.1, 16, 'workers'), jax.make_mesh((1,), ('workers',)))
-        >>> isinstance(dist.as_optax(), optax.GradientTransformation)
-        True
         """
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
     def output_params(self, params: PyTree, opt_state: PyTree) -> PyTree:
         """DEF's output y, sharded like the parameters, see `def_jax.output_params`."""
+        check_workers(opt_state, 'output_params')
         return self._output_params(*self._placed(params, opt_state))
 
     def _output_program(self, params, opt_state):
@@ -364,6 +363,7 @@ class Spmd:
 
         Every worker gets the mean of what the old ones had, see `def_jax.unstack_state`.
         """
+        check_workers(opt_state, 'regroup')
         if link_states(params):
             raise ValueError('regroup takes params first and opt_state second, as output_params does.')
         own = own_leaves(self.optimizer, params)
@@ -390,9 +390,7 @@ class Spmd:
     def _checked(self, params: PyTree, opt_state: PyTree, num_workers: int | None = None) -> PyTree:
         ownership.check_surroundings(opt_state, 'def_jax.spmd')
         like = self.abstract_state(params, num_workers)
-        structure = jax.tree.structure(like)
-        if structure in map(jax.tree.structure, ownership.chained(opt_state)):
-            raise ValueError(_CHAINED)
+        ownership.check_not_chained(opt_state, like)
         return self._fitting('opt_state', opt_state, like, _STATE)
 
     def _fitting(self, name: str, tree: PyTree, like: PyTree, remedy: str) -> PyTree:

@@ -60,6 +60,23 @@ def check_arguments(split: tuple[int, ...], keys: tuple[int, ...], mapping: Mapp
         raise ValueError(f'{split=} and {keys=} both name argument {both[0]}: it is divided, or it is a key.')
 
 
+def without_shared_keys(function: Callable, keys: tuple[int, ...]) -> Callable:
+    """A function of params, state and arguments that raises ValueError of typed keys not among `keys`."""
+
+    def checked(params, opt_state, /, *args, **kwargs):
+        for name, x in (dict(enumerate(args, start=1)) | kwargs).items():
+            if name not in keys and any(map(is_typed, jax.tree.leaves(x))):
+                raise ValueError(
+                    f'argument {name} holds a PRNG key, of which all workers would draw the same numbers. '
+                    'Name its position in keys=, as (2,) for loss_fn(params, batch, key), and it is folded '
+                    'with the number of the worker. Where all are to draw the same, call at_points of '
+                    'def_jax.spmd with jax.value_and_grad(loss_fn).'
+                )
+        return function(params, opt_state, *args, **kwargs)
+
+    return checked
+
+
 def point(params: PyTree, state: PyTree) -> PyTree:
     """Where a worker takes its gradient: x + λ·r_k, or x for links without a residual."""
     return detached_params(params, state) if detaches(state) else params

@@ -234,6 +234,16 @@ def _returns_to_a_copy(program: Any, params: PyTree) -> bool:
     return any(-1 in found for found in factors(program.jaxpr, given))
 
 
+def check_not_chained(opt_state: PyTree, like: PyTree) -> None:
+    """Raises ValueError if a state like `like`, of `def_jax.spmd`, is a part of a chain's."""
+    if jax.tree.structure(like) in map(jax.tree.structure, chained(opt_state)):
+        raise ValueError(
+            'def_jax.spmd stands in an optax.chain: it takes gradients stacked over workers, so what '
+            'precedes it sees those of all workers at once, and a global norm is too large. Put the chain '
+            'into it: def_jax.spmd(optax.chain(optax.clip_by_global_norm(1.0), ..., link), mesh).'
+        )
+
+
 def check_surroundings(opt_state: PyTree, caller: str, *, in_spmd: bool = False) -> None:
     """Raises ValueError if what surrounds a link, or `in_spmd` precedes it, can't work, as states tell."""
 

@@ -84,9 +84,19 @@ def check_whose(numbers: np.ndarray, caller: str, *, all_workers: bool = True) -
         raise ValueError(
             f'{caller}: these are states of the workers {shown}{of}, but must be those of 0, 1, ... in this '
             'order, all of them: other residuals are lost. Restore what def_jax.stack_state has saved, for '
-            'another number of workers by def_jax.unstack_state(saved, num_workers); or train on from x with '
-            'a new state, optimizer.init(params).'
+            'another number of workers by def_jax.unstack_state(saved, num_workers), or of def_jax.spmd, as '
+            'abstract_state(params, num_workers=...) has it, for regroup; orbax with strict=False cuts it. '
+            'Or train on from x with a new state, optimizer.init(params).'
         )
+
+
+def check_workers(opt_state: PyTree, caller: str) -> None:
+    """`check_whose` of a stacked state, unless it is traced, or other processes hold parts of it."""
+    for state in link_states(opt_state):
+        numbers = getattr(state, 'worker', None)
+        unknown = isinstance(numbers, jax.core.Tracer) or not getattr(numbers, 'is_fully_addressable', True)
+        if numbers is not None and np.ndim(numbers) > 1 and not unknown:
+            check_whose(np.asarray(numbers), caller)
 
 
 def num_stacked(tree: PyTree, own: PyTree, otherwise: int) -> int:

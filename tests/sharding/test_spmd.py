@@ -143,7 +143,12 @@ def test_other_links_equal_their_oracles(link, oracle):
 def filled(dist):
     """Parameters, and a state in which every worker has numbers of its own."""
     state, rng = dist.init([jnp.asarray(x) for x in INITIAL]), np.random.default_rng(0)
-    state = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype) if x.ndim > 1 else x, state)
+
+    def leaf(x):
+        own = x.ndim > 1 and jnp.issubdtype(x.dtype, jnp.floating)
+        return rng.normal(size=x.shape).astype(x.dtype) if own else x
+
+    state = jax.tree.map(leaf, state)
     return jax.device_put((list(INITIAL), state), (dist.shardings, dist.state_shardings(list(INITIAL))))
 
 
@@ -195,6 +200,31 @@ def test_state_goes_through_a_checkpoint_onto_another_mesh(tmp_path, sizes, keep
     before, after = dist.output_params(params, state), other.output_params(params, restored)
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
+
+
+def test_a_state_that_was_cut_is_refused():
+    """As orbax does with `strict=False`, where there were more workers."""
+    dist = distributed('2x4', feedback('2x4', def_jax.random_block(4)))
+    params, state = filled(dist)
+    cut = state._replace(worker=jnp.array([[0, 4], [1, 4]]))
+    message = r'states of the workers 0, 1 of 4, .*orbax with strict=False cuts it'
+    for function in (dist.regroup, dist.output_params):
+        with pytest.raises(ValueError, match=message):
+            function(params, cut)
+
+
+def test_a_key_after_the_batch_is_folded_or_refused():
+    dist = def_jax.spmd(feedback('8x1', def_jax.identity()), make_mesh('8x1'))
+    params, key = jnp.ones(4), jax.random.key(0)
+    given = params, dist.init(params), jnp.ones((8, 1)), key
+
+    def loss_fn(params, batch, key):
+        return jnp.sum(params) * jax.random.normal(key)
+
+    losses, _ = dist.value_and_grad(loss_fn, keys=(2,))(*given)
+    assert len(set(losses.tolist())) == 8
+    with pytest.raises(ValueError, match=r'argument 2 holds a PRNG key, .* keys=, as \(2,\)'):
+        dist.value_and_grad(loss_fn)(*given)
 
 
 def test_what_is_not_finite_in_one_shard_is_skipped_by_all():
