@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from compressing import feedback
-from pmap_training import DATA, NUM_WORKERS, PARAMS, averaged, compiled, plain_step, stacked, wrapper
+from pmap_training import DATA, DEVICES, NUM_WORKERS, PARAMS, averaged, compiled, plain_step, stacked, wrapper
 
 import def_jax
 from def_jax.traffic import traffic
@@ -133,6 +133,18 @@ def test_two_optimizers_in_one_step_are_checked_together():
         def_jax.check(program, optimizers, params[:1])
     with pytest.raises(ValueError, match='stacked over workers'):
         def_jax.check(program, optimizers, (params[0], stacked(params[1])))
+
+
+def test_what_is_no_optax_transformation_is_refused():
+    dist = def_jax.spmd(wrapper(), jax.make_mesh((NUM_WORKERS,), ('workers',), devices=DEVICES))
+    program = jax.jit(lambda x: x).lower(DATA).compile()
+    for optimizers, params in (
+        (dist, PARAMS),
+        ([dist, dist], [PARAMS] * 2),
+        ({'g': wrapper()}, {'g': PARAMS}),
+    ):
+        with pytest.raises(TypeError, match=r'no optax transformation.*its own check, with others='):
+            def_jax.check(program, optimizers, params)
 
 
 def leaking(link):

@@ -199,10 +199,10 @@ def test_a_state_of_other_options():
     (auto, state), (plain, bare) = made(detach='auto'), made()
     stacked = state._replace(energy=(jnp.ones(3), jnp.ones(3)))
     for link, other, message in (
-        (auto, bare, r'energy\[0\] is missing, but must be \(\)\. .* made with other options'),
-        (plain, state, r'energy\[0\] is \(\), but must be missing'),
+        (auto, bare, r'energy\[0\] is not there, but must be \(\)\. .* made with other options'),
+        (plain, state, r'energy\[0\] is \(\), but must be not there'),
         (auto, stacked, r'energy\[0\] is \(3,\), but must be \(\)'),
-        (momentum, without, r"outer.*trace\['w'\] is missing, but must be \(2, 3\)"),
+        (momentum, without, r"outer.*trace\['w'\] is not there, but must be \(2, 3\)"),
     ):
         with pytest.raises(ValueError, match=r'state\.' + message):
             jax.eval_shape(link.update, params, other)

@@ -35,8 +35,8 @@ from def_jax.traffic.crossing import Limits, check_crossing, naming_extra_argume
 from def_jax.traffic.hlo import Collective
 
 _STATE = (
-    'It is of another optimizer or of other parameters, is not stacked over workers, or was restored without '
-    'its structure: restore into what init returns. Of another mesh, pass it through `regroup` first.'
+    'It is of another optimizer, of other parameters or dtypes, is not stacked over workers, or was restored '
+    'without its structure: restore into what init returns. Of another mesh, pass it through `regroup` first.'
 )
 _GRADS = 'Pass what value_and_grad of def_jax.spmd (or of def_jax.nnx.Optimizer) returns.'
 

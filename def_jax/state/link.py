@@ -210,7 +210,7 @@ def check_like(name: str, tree: Any, expected: Any, remedy: str, other: str = 'm
     nodes = jax.tree.leaves_with_path(expected, is_leaf=is_masked)
     masked = [path for path, node in nodes if is_masked(node)]
     for path in wanted | given:
-        here, there = given.get(path, 'missing'), wanted.get(path, 'missing')
+        here, there = given.get(path, 'not there'), wanted.get(path, 'not there')
         if here != there and not any(path[: len(start)] == start for start in masked):
             raise ValueError(f'{name}{keystr(path)} is {here}, but {other} {there}. {remedy}')
     structures: Any = [jax.tree.structure(one) for one in (tree, expected)]

@@ -77,7 +77,7 @@ def check(
 
     Raises:
         TypeError: if the step is not compiled: one that is lowered has no collectives yet; or if the
-            optimizer needs other extra arguments than `value`.
+            optimizer is no optax transformation, or needs other extra arguments than `value`.
         ValueError: if they pass more, with sizes by kind, the largest collectives and where to look; if
             an update would differ between workers, or a replicated part of the state; if `axis_name` is not
             the optimizer's, `params` are stacked over workers or not as many as optimizers, or
@@ -94,8 +94,13 @@ def check(
     compiled = of_jax(compiled)
     if isinstance(optimizer, optax.MultiSteps):  # no transformation, though it has the state of one
         check_surroundings(jax.eval_shape(optimizer.init, params), 'check')
-    alone = isinstance(optimizer, optax.GradientTransformation)
+    alone = not isinstance(optimizer, Sequence) or isinstance(optimizer, optax.GradientTransformation)
     optimizers, trees = ([optimizer], [params]) if alone else (list(optimizer), list(params))
+    if strange := [each for each in optimizers if not isinstance(each, optax.GradientTransformation)]:
+        raise TypeError(
+            f'optimizer={strange[0]!r} is no optax transformation, nor are these a sequence of them. Of '
+            'def_jax.spmd, call its own check, with others=[...] for further ones.'
+        )
     if len(optimizers) != len(trees):
         raise ValueError(
             f'optimizer has {len(optimizers)} elements, but params {len(trees)}: pass those of each.'

@@ -257,7 +257,7 @@ def test_a_state_without_the_array_for_it_is_refused():
     blocks, params = def_jax.random_block(4), {'w': jnp.ones(64, jnp.bfloat16)}
     optimizer = def_jax.error_feedback(blocks, None, outer=optax.sgd(1.0, momentum=0.5))
     state = optimizer.init(params)._replace(missing=())
-    with pytest.raises(ValueError, match=r"state\.missing\['w'\] is missing, but must be \(64,\)"):
+    with pytest.raises(ValueError, match=r"state\.missing\['w'\] is not there, but must be \(64,\)"):
         optimizer.update(params, state, params)
     wide = {'w': jnp.ones(64)}
     optimizer.update(wide, optimizer.init(params), wide)  # what was missing stays in y

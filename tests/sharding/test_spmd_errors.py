@@ -86,7 +86,7 @@ def test_what_a_step_is_given_must_belong_together():
     with pytest.raises(ValueError, match=r'inside optax.MultiSteps, .*accumulate= of def_jax.spmd'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(around.init, PARAMS), batch)
     other = two_by_four(optimizer=feedback(2, inner=optax.sgd(0.1)))
-    with pytest.raises(ValueError, match=r'opt_state.inner\[0\].count is missing, .* of another optimizer'):
+    with pytest.raises(ValueError, match=r'opt_state.inner\[0\].count is not there, .* of another optimizer'):
         jax.eval_shape(step, PARAMS, jax.eval_shape(other.init, PARAMS), batch)
     four = def_jax.spmd(OPTIMIZER, mesh_of(4, 2), P())
     wanted = r'\] is \(4, .*, but must be \(2, .*Of another mesh, pass it through `regroup`'
@@ -98,7 +98,7 @@ def test_what_a_step_is_given_must_belong_together():
         jax.eval_shape(dist.update, PARAMS, shapes, PARAMS)
     with pytest.raises(ValueError, match='lookahead goes around'):
         dist.init(optax.LookaheadParams.init_synced(PARAMS))
-    with pytest.raises(ValueError, match=r"grads\['b'\] is missing, but must be \(2, 6\)"):
+    with pytest.raises(ValueError, match=r"grads\['b'\] is not there, but must be \(2, 6\)"):
         jax.eval_shape(dist.update, {'w': PARAMS['w']}, shapes, PARAMS)
 
 
