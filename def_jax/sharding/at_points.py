@@ -105,7 +105,8 @@ def run(
             'parameters. Pass the batch as an argument of the function instead of closing over it.'
         )
     divided = {i: divide(workers, given[i], f'argument {i}' if len(args) > 1 else 'batch') for i in split}
-    _check_undivided(workers.num_workers, divided, {i: x for i, x in given.items() if i not in split + keys})
+    undivided = {i: x for i, x in (given | kwargs).items() if i not in split + keys}
+    _check_undivided(workers.num_workers, divided, undivided)
     numbers = workers.place(jnp.arange(workers.num_workers), P(workers.axis_name))
     others = given | dict.fromkeys(split), kwargs
 
@@ -124,7 +125,7 @@ def run(
     return _on_workers(workers, worker, mapping, (points, divided, numbers), jax.tree.map(shared, others))
 
 
-def _check_undivided(size: int, divided: PyTree, others: dict[int, Any]) -> None:
+def _check_undivided(size: int, divided: PyTree, others: dict[Any, Any]) -> None:
     """Raises ValueError for an array of a row for each worker, as the batch has, that all are given whole.
 
     With more rows the shapes would not fit; these would be broadcast against the one row of each worker.

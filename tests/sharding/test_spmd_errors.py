@@ -92,7 +92,7 @@ def test_what_a_step_is_given_must_belong_together():
     wanted = r'\] is \(4, .*, but must be \(2, .*Of another mesh, pass it through `regroup`'
     with pytest.raises(ValueError, match=wanted):
         jax.eval_shape(step, PARAMS, jax.eval_shape(four.init, PARAMS), batch)
-    with pytest.raises(ValueError, match='of other parameters, is not stacked over workers, or'):
+    with pytest.raises(ValueError, match='of other parameters or dtypes, is not stacked over workers, or'):
         jax.eval_shape(step, PARAMS, OPTIMIZER.init(PARAMS), batch)
     with pytest.raises(ValueError, match=r"grads\['b'\] is \(6,\), but must be \(2, 6\)\. Pass"):
         jax.eval_shape(dist.update, PARAMS, shapes, PARAMS)
@@ -111,6 +111,8 @@ def test_labels_beside_a_batch_of_a_row_a_worker_are_not_broadcast():
     arguments = PARAMS, jax.eval_shape(dist.init, PARAMS), x
     with pytest.raises(ValueError, match=r'argument 2 has 2 rows, .* within the batch, as a tuple'):
         jax.eval_shape(dist.value_and_grad(loss), *arguments, labels)
+    with pytest.raises(ValueError, match='argument labels has 2 rows'):
+        jax.eval_shape(dist.value_and_grad(loss), *arguments, labels=labels)
     jax.eval_shape(dist.at_points(loss, split=(1, 2)), *arguments, labels)
     jax.eval_shape(dist.at_points(loss), *arguments, jax.random.PRNGKey(0))
 
