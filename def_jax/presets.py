@@ -32,6 +32,7 @@ def def_sgd(
     bits: Bits | Literal['auto'] = 'auto',
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    mask: Any | Callable[[optax.Params], Any] | None = None,
     detach: float | Literal['auto'] = 'auto',
     order: Order = 'shuffled',
     allocation: Allocation = 'balanced',
@@ -51,6 +52,7 @@ def def_sgd(
         axis_name, inside, detach, skip_nonfinite, overlap, seed: see `error_feedback`.
         momentum: μ of the SGD that this replaces, in [0, 1).
         weight_decay: coefficient of the L2 penalty, taken at the detached point as in the paper.
+        mask: which leaves decay, a pytree of booleans or a function of the parameters, see `optax.adamw`.
         order, allocation: of the blocks, see `random_block`.
 
     Raises:
@@ -63,8 +65,11 @@ def def_sgd(
     >>> state = optimizer.init(jnp.zeros(3))
     """
     check_number('momentum', momentum, 0, 1, 'μ of the momentum SGD that this replaces', below=True)
+    _check_mask(mask)
     inner = optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate), optax.scale(1 / (1 - momentum))
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.sgd(learning_rate),
+        optax.scale(1 / (1 - momentum)),
     )
     bits = chosen_bits(compression, bits)
     blocks = _blocks(learning_rate, compression, bits, order, allocation)
@@ -99,12 +104,11 @@ def def_adamw(
     Args:
         learning_rate: of dense AdamW, a number or an optax schedule. A factor of three is inside, for the
             gradient's part of an update alone, and `outer` multiplies all of it by 0.3 / (1 - 0.8) = 1.5.
-        compression, bits, order, allocation: see `def_sgd`.
+        compression, bits, mask, order, allocation: see `def_sgd`.
         axis_name, inside, detach, outer, skip_nonfinite, overlap, seed: see `error_feedback`.
         b2: decay of the second moment. With bfloat16 parameters 0.995 at most: 0.999 is 1 in bfloat16.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay, at the detached point; 2/3 of dense AdamW's decays as much.
-        mask: which leaves decay, a pytree of booleans or a function of the parameters, see `optax.adamw`.
 
     Raises:
         ValueError: if an argument is out of range, or there is no block of that compression in so many bits.
@@ -115,11 +119,7 @@ def def_adamw(
     >>> optimizer = def_jax.def_adamw(1e-3, 64, axis_name='workers', weight_decay=0.1)
     >>> state = optimizer.init(jnp.zeros(3))
     """
-    if isinstance(mask, (bool, jax.Array)):
-        raise ValueError(
-            f'mask={mask} must be a pytree of booleans or a function of the parameters, which '
-            "optax.inject_hyperparams takes for a schedule: pass static_args=('compression', 'bits', 'mask')."
-        )
+    _check_mask(mask)
     inner = optax.chain(
         optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
         optax.scale(_ADAMW_RATE),
@@ -162,6 +162,14 @@ def block_ratio(compression: float, bits: Bits) -> float:
             f'bytes of a float32 all-reduce. Choose compression >= {32 // bits}, or more bits.'
         )
     return compression * bits / 32
+
+
+def _check_mask(mask: Any) -> None:
+    if isinstance(mask, (bool, jax.Array)):
+        raise ValueError(
+            f'mask={mask} must be a pytree of booleans or a function of the parameters, which '
+            "optax.inject_hyperparams takes for a schedule: pass static_args=('compression', 'bits', 'mask')."
+        )
 
 
 def _blocks(

@@ -135,6 +135,20 @@ def test_two_optimizers_in_one_step_are_checked_together():
         def_jax.check(program, optimizers, (params[0], stacked(params[1])))
 
 
+def test_several_workers_on_a_node_are_noticed():
+    """Each sends a message, where one with `inside=` would do."""
+    for inside in (None, 2):
+        optimizer = wrapper(bits=2, inside=inside)
+        program = compiled(
+            functools.partial(plain_step, optimizer), *stacked((PARAMS, optimizer.init(PARAMS))), DATA[:, 0]
+        )
+        if inside:
+            def_jax.check(program, optimizer, PARAMS, devices_per_node=2)
+        else:
+            with pytest.warns(UserWarning, match='4 workers are on 2 nodes: .* by inside= '):
+                def_jax.check(program, optimizer, PARAMS, devices_per_node=2)
+
+
 def test_what_is_no_optax_transformation_is_refused():
     dist = def_jax.spmd(wrapper(), jax.make_mesh((NUM_WORKERS,), ('workers',), devices=DEVICES))
     program = jax.jit(lambda x: x).lower(DATA).compile()

@@ -62,11 +62,11 @@ ADAMW = optax.chain(
     *(optax.scale_by_rms(0.995, 1e-8, eps_in_sqrt=False, bias_correction=True),),
     *(optax.scale(3.0), optax.add_decayed_weights(**DECAY), optax.scale(-0.1)),
 )
-DECAYED_SGD = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.05), optax.scale(2.0))
+DECAYED_SGD = optax.chain(optax.add_decayed_weights(**DECAY), optax.sgd(0.05), optax.scale(2.0))
 PAIRS = {
     # Blocks of a quarter in 2 bits; the rate of momentum SGD over 1 - μ, and three times that of AdamW.
     'def_sgd': (
-        def_jax.def_sgd(0.05, 64, 'workers', momentum=0.5, weight_decay=0.1, **LINK),
+        def_jax.def_sgd(0.05, 64, 'workers', momentum=0.5, **DECAY, **LINK),
         feedback(blocks=BLOCKS, inner=DECAYED_SGD, detach='auto', **LINK),
     ),
     'def_adamw': (

@@ -72,7 +72,7 @@ MISTAKES = [
         for words, updates in (
             ('is complex64, but must be a floating-point array. Of complex arrays, put optax', like(1j)),
             ('is bool, but must be a floating-point array', like(True)),
-            (r"updates\['new'\] is .*, but the residual in opt_state is missing", MORE),
+            (r"updates\['new'\] is .*, but the residual in opt_state is not there", MORE),
         )
     ),
     *(
@@ -207,6 +207,15 @@ MISTAKES = [
     ),
     *(
         (
+            r'a schedule \(optax.scale_by_schedule .* follows the link .* learning_rate',
+            read,
+            PARAMS,
+            optax.chain(PRESET(), optax.scale_by_learning_rate(lambda count: 0.1)).init(PARAMS),
+        )
+        for read in POINTS
+    ),
+    *(
+        (
             'a part of one .ScaleByAdamState., precedes another .* as inner=',
             read,
             PARAMS,
@@ -227,7 +236,12 @@ MISTAKES = [
         (r'holds no residual .* restored without a target', function, *arguments, AS_DICTS)
         for function, *arguments in ((POINTS[0], PARAMS), (def_jax.stack_state,), (def_jax.unstack_state,))
     ),
-    (r"params\['new'\] is .*, but the residual in opt_state is missing", POINTS[0], MORE, CHAIN.init(PARAMS)),
+    (
+        r"params\['new'\] is .*, but the residual in opt_state is not there",
+        POINTS[0],
+        MORE,
+        CHAIN.init(PARAMS),
+    ),
 ]
 
 

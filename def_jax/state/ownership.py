@@ -301,6 +301,12 @@ def _check_between(
             'chain. Two whole optimizers both negate, and x would climb. Pass all of it to '
             'def_jax.error_feedback as inner=.'
         )
+    if not bare and any(_of_types((optax.ScaleByScheduleState,), after)):
+        raise ValueError(
+            f'{caller}: a schedule (optax.scale_by_schedule or scale_by_learning_rate) follows the link in '
+            'the chain, and would scale what waits in the residual anew at every step. Give it to the preset '
+            'as learning_rate, or put it into inner=.'
+        )
     # A mean of gradients is taken at the detached point, and begins anew after a step that is skipped.
     held = [part for part in before if not (is_link(part) or isinstance(part, AccumulatedState))]
     leaves = jax.tree.leaves(held)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -67,6 +68,9 @@ def check(
         steps: how often the program calls `update`, if it loops over minibatches or steps.
         devices_per_node: how many neighbours, in the order of the program's devices, share a link. With it,
             what leaves a node must not be more than the message either, wherever a worker's devices lie.
+
+    Warns:
+        UserWarning: with `devices_per_node`, if a node holds several workers, each of which sends a message.
 
     Returns:
         The collectives, with what a device passes to others, `bytes`, and with `devices_per_node` what leaves
@@ -237,6 +241,12 @@ def _crossing(
         wanted = Counter[str]()
         for m in sent:
             wanted[m.operation] += steps * leaving(m.operation, m.bytes, m.groups, nodes)
+        if sent and len(set(workers)) > len(set(nodes)):
+            warnings.warn(
+                f'{len(set(workers))} workers are on {len(set(nodes))} nodes: those of one share a link, and '
+                'each sends a message. As one worker, by inside= or a mesh axis within, they send one.',
+                stacklevel=3,
+            )
         if split := [c for c in found if c not in across]:
             cure = functools.partial(_cure_of_order, split[0])
         _compare('node', 'nodes', [(c, c.node_bytes) for c in found], wanted, limits, cure)
