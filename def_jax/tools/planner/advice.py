@@ -71,11 +71,7 @@ def advise(plan: Plan, methods: Sequence[Prediction], optimizer: Optimizer | Non
     pool = tried or [each for each in others if each.family != 'DEF-Q']
     worth = [each for each in pool if base.seconds >= WORTH * each.seconds]
     if not worth:
-        told = [
-            _stay(plan, base, pool, kept=base is methods[0]),
-            _inside_first(plan, base),
-            _held(plan, base),
-        ]
+        chosen, told = base, [_stay(plan, base, pool, kept=base is methods[0]), _inside_first(plan, base)]
     else:
         near = _nearly(worth)
         if careful and worth[0].family == 'DEF-Q' and not _leaves(plan):
@@ -86,7 +82,9 @@ def advise(plan: Plan, methods: Sequence[Prediction], optimizer: Optimizer | Non
             near = [next(each for each in worth if TRAINED[each.family] >= known)]
         chosen = near[0]
         told = [_start(plan, plain, chosen, worth, optimizer), _caution(plan, chosen, optimizer)]
-        told.append(_held(plan, chosen))
+    if not plan.memory and chosen.memory > LARGE:
+        held = f'{chosen.memory / 1e9:.3g} GB of a device are needed, more than most have'
+        told.append(f'{held}: pass its `--memory`. {_shard(plan)}')
     untried = [each for each in others if each.compression == COMPRESSIONS[0] and each not in tried]
     told += [_compare(each, base) for each in untried if base.seconds >= WORTH * each.seconds]
     return '\n\n'.join(text for text in told if text)
@@ -112,7 +110,7 @@ def _stay(plan: Plan, base: Prediction, pool: Sequence[Prediction], kept: bool) 
     if base.sent:
         best, why = 'Dense', f'communication is {_share(plan, base):.0f} % of its step'
     else:
-        best, why = 'One worker alone', 'its step takes less time than the network'
+        best, why = 'One worker alone', 'dense training between workers takes longer'
     if not pool:
         return (
             f'Train with {base.name}: {why}, but the methods that have trained models of this size '
@@ -135,13 +133,6 @@ def _inside_first(plan: Plan, base: Prediction) -> str:
     )
 
 
-def _held(plan: Plan, method: Prediction) -> str:
-    if plan.memory or method.memory <= LARGE:
-        return ''
-    held = f'{method.memory / 1e9:.3g} GB of a device are needed, more than most have'
-    return f'{held}: pass its `--memory`. {_shard(plan)}'
-
-
 def _shard(plan: Plan) -> str:
     return f'Shard the model over more devices (`--{"gpus-per-link" if plan.fsdp else "fsdp"}`).'
 
@@ -157,7 +148,7 @@ def _start(
     base = _fastest(plain)
     known = [each for each in worth if each.family != chosen.family and plan.params <= TRAINED[each.family]]
     faster = [each for each in known if each.seconds < NEAR * chosen.seconds]
-    also = [each.name for each in known if NEAR * each.seconds <= chosen.seconds and each not in faster]
+    also = [each for each in known if NEAR * each.seconds <= chosen.seconds and each not in faster]
     share = f'whose communication is {_share(plan, base):.0f} % of a step'
     why = share if base.sent else 'which is faster than dense training between workers'
     told = [
@@ -165,10 +156,9 @@ def _start(
         _inside_first(plan, base),
         _unless_hidden(plan, plain, chosen, worth),
     ]
-    if also:
-        told.append(f'Equally fast, within a tenth: {"; ".join(also)}. If you already use one, keep it.')
-    if faster:
-        told.append(f'Faster: {"; ".join(each.name for each in faster)}.')
+    for how, which in (('Faster', faster), ('Equally fast, within a tenth', also)):
+        names = '; '.join(each.name for each in which)
+        told.append(f'{how}: {names}. If you already use one, keep it.' if names else '')
     if chosen.family != 'DEF-Q' and plan.params > (largest := TRAINED[chosen.family]):
         told.append(
             f'The largest model known to have been trained with it has {largest / 1e9:g} B parameters.'
