@@ -67,10 +67,13 @@ def test_the_tables_of_the_page_that_decides():
         ('ResNet-50', r'hides 81 %.*Dense is best.*Change nothing.*Start with DEF-Q, compression 16'),
         (
             '1.3 B',
-            r'7.56 GB over every node.*Start with DiLoCo, H = 50: 1.87 times as fast as one worker alone.*it is still '
+            r'7.56 GB over every node.*Start with DiLoCo, H = 50: 1.87 times as fast as one worker.*still '
             r'1.59 times.*To compare DEF-Q',
         ),
-        ('300 M', r'printed --> \*\*No, .*not for home users.*sites of your own\..*Start with DiLoCo, H = 200'),
+        (
+            '300 M',
+            r'printed --> \*\*No, .*not for home users.*sites of your own\..*Start with DiLoCo, H = 200',
+        ),
         (
             'LoRA',
             r'Start with DEF-Q, compression 16, inside=4: 1.10 times.*until 45 % hides, .* until 59 %;',

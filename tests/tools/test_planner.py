@@ -63,9 +63,9 @@ def test_links_that_gpus_share_by_hand():
     whole, message = 4 * 2**21, 4 * 2**21 / 64
     ring = 2 * 15 / 16
     by_gpu = 8 * 8 / 16 * message + 15 / 16 * message  # each to eight others directly, and one ring
-    sent = [whole, ring * whole, whole / 2, 0, *(whole / n for n in (16, 64, 256)), by_gpu]
+    sent = [whole, ring * whole, whole / 2, ring * whole / 2, 0, *(whole / n for n in (16, 64, 256)), by_gpu]
     assert [each.sent for each in found] == pytest.approx([*sent, whole / 50, whole / 400, ring * message])
-    dense, one_ring, _, alone, _, inside, _, gpu, *_ = (each.seconds for each in found)
+    dense, one_ring, _, _, alone, _, inside, _, gpu, *_ = (each.seconds for each in found)
     assert alone == 2 * 0.1 and one_ring == pytest.approx(0.1 + 8 * ring * whole / 1e9 + 2 * 15 * 1e-3)
     assert dense == pytest.approx(0.1 + 8 * whole / 1e9 + 2 * 1e-3)
     outputs = [(8 * 2 * (1 - 1 / k) * whole / 1e9 + 2 * (k - 1) * 1e-3) / 100_000 for k in (2, 16)]

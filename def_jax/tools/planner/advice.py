@@ -125,11 +125,12 @@ def _stay(plan: Plan, base: Prediction, pool: Sequence[Prediction], kept: bool) 
 
 
 def _inside_first(plan: Plan, base: Prediction) -> str:
-    if not plan.fsdp or base.setting.endswith('over all'):
+    gain = plan.sharded_step() / plan.dense_step()
+    if not base.setting.endswith('FSDP inside') or gain < WORTH:
         return ''
     return (
         'If you train with FSDP over all GPUs now, first shard inside each worker alone, with a dense mean '
-        f'between: {times(plan.sharded_step() / plan.dense_step())} times as fast, with nothing compressed.'
+        f'between: {times(gain)} times as fast, with nothing compressed.'
     )
 
 

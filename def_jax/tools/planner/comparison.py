@@ -106,7 +106,7 @@ def _dense(plan: Plan, optimizer: str | None) -> list[Prediction]:
     elif plan.gpus_per_link > 1:
         found.append(at(', one ring', plan.ring(size, flat=True), plan.dense_step(flat=True)))
     narrow = dataclasses.replace(plan, dense_bytes=2)
-    return found if plan.dense_bytes <= 2 else [*found, _dense(narrow, optimizer)[0]]
+    return found if plan.dense_bytes <= 2 else [*found, *_dense(narrow, optimizer)]
 
 
 def _def_q(plan: Plan, optimizer: str | None) -> list[Prediction]:
