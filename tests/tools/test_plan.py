@@ -9,14 +9,14 @@ from def_jax.tools.planner import Plan, comparison
 from def_jax.tools.planner.devices import DEVICES
 from def_jax.tools.planner.program import main
 
-SLOW = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64, latency=0.0, dense_bytes=4)
+SLOW = Plan(params=25.6e6, step_time=0.12, bandwidth=10e9, workers=64, latency=0.0)
 FLAGS = ['--params=25.6e6', '--step-time=0.12', '--workers=64', '--bandwidth=10gbit']
 
 
 def test_the_command_line_and_both_spellings_of_a_flag(tmp_path, capsys):
     picture = tmp_path / 'plan.png'
     assert main([*FLAGS, '--num-steps=10', '--evaluate_every=5', f'--output={picture}']) == 0
-    plan = dataclasses.replace(SLOW, latency=50e-6, num_steps=10, evaluate_every=5, dense_bytes=2)
+    plan = dataclasses.replace(SLOW, latency=50e-6, num_steps=10, evaluate_every=5)
     output = capsys.readouterr().out
     assert (
         comparison.table(plan, comparison.compare(plan)) in output
@@ -28,7 +28,7 @@ def test_the_command_line_and_both_spellings_of_a_flag(tmp_path, capsys):
 def test_the_command_line_of_nodes(capsys):
     assert main([*FLAGS, '--gpus-per-link=8', '--optimizer=sgd']) == 0
     output = capsys.readouterr().out
-    plan = dataclasses.replace(SLOW, latency=50e-6, dense_bytes=2, gpus_per_link=8)
+    plan = dataclasses.replace(SLOW, latency=50e-6, gpus_per_link=8)
     assert comparison.table(plan, comparison.compare(plan, optimizer='sgd')) in output
     assert re.search(r"optimizer = def_jax.def_sgd\(rate, \d+, 'workers', inside=8\)\n", output)
     assert 'Each has 8 GPUs. "Sent" is what leaves the link that they share.' in output
@@ -51,9 +51,24 @@ def test_numbers_that_may_be_in_another_unit_and_workers_of_several_nodes(capsys
     output = capsys.readouterr().out
     assert "FSDP over its 32 GPUs moves 7.56 GB over every node's link in a step, 0.6 s at 100" in output
     assert "DEF-Q's rows wait for theirs" in output
-    assert main([*flags, '--gpus-per-link=8', '--device=H100', '--in-flight']) == 0
+    assert main([*flags, '--gpus-per-link=8', '--fsdp', '--device=H100', '--in-flight']) == 0
     output = capsys.readouterr().out
     assert 'taken as free' not in output and 'rows wait' not in output
+
+
+def test_a_link_that_leaves_a_site_is_a_no_first(capsys):
+    flags = ['--params=300M', '--workers=5', '--step-time=3.5']
+    assert main([*flags, '--bandwidth=50mbit', '--optimizer=adamw']) == 0
+    printed = capsys.readouterr().out
+    told, table = printed[: printed.index('\n\n')], printed[: printed.index('\n\n- Each')]
+    assert told.startswith('**No, ') and 'not for home users' in told and told.endswith('sites of your own.')
+    assert 'A link this slow mostly leaves a site: pass its `--latency`' in told
+    assert '| one worker alone, the same batch | 0 | 17,500 | 0 |' in table
+    assert 'times as fast as one worker alone, the same batch, which is faster' in printed
+    assert 'To compare DEF-Q' not in printed  # one worker alone is faster
+    assert main([*flags, '--bandwidth=10gbit', '--latency=0.03']) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith('**No, ') and 'A link this slow' not in printed
 
 
 DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
@@ -82,6 +97,14 @@ DEVICE = ['--params=1e6', '--workers=4', '--device=h100']
         (
             [*FLAGS, '--dense-step=0.1'],
             'plan: --dense-step=0.1 is shorter than a step without communication, 0.12',
+        ),
+        *(  # hidden behind a step of 20 ms, of an all-reduce of 87 ms
+            (
+                [*FLAGS, '--step-time=0.02', flag],
+                f'plan: {flag.partition("=")[0]} hides 43.5 ms of communication behind 20 ms of computation, '
+                'which is impossible: the link is faster than --bandwidth says',
+            )
+            for flag in ('--overlap=0.5', '--dense-step=0.06347')
         ),
         ([*FLAGS, '--workers=4.5'], "plan: argument --workers: invalid int value: '4.5'"),
         ([*FLAGS, '--output=.'], "plan: output='.' is a folder"),
@@ -156,10 +179,21 @@ def test_with_a_utilisation_the_device_is_an_estimate_and_gives_advice(capsys):
 def test_a_dense_step_says_what_is_hidden(capsys):
     """Half of an all-reduce of 80.6 ms; and a step that takes longer than all of it."""
     flags = ['--params=25.6M', '--step-time=0.12', '--workers=64', '--bandwidth=10gbit', '--latency=0']
-    plan = dataclasses.replace(SLOW, dense_bytes=2)
+    plan = SLOW
     assert plan.hidden(0.12 + plan.all_reduce(plan.params, 2) / 2) == pytest.approx(0.5)
     assert (plan.hidden(0.1), plan.hidden(9), dataclasses.replace(plan, workers=1).hidden(1)) == (1, 0, 0)
     assert main([*flags, '--dense-step=0.1603']) == 0
     assert 'Your dense step of 160 ms hides 50 % of the all-reduce.\n' in capsys.readouterr().out
     assert main([*flags, '--dense-step=0.4']) == 0
     assert 'Without overlap it should take 201 ms: the line is slower' in capsys.readouterr().out
+
+
+def test_a_dense_step_of_nodes_may_be_of_either_layout(capsys):
+    flags = ['--params=7B', '--workers=16', '--gpus-per-link=8', '--fsdp', '--bandwidth=100gbit']
+    assert main([*flags, '--step-time=3.285', '--dense-step=4.962']) == 0
+    output = capsys.readouterr().out
+    assert (
+        'hides 20 % of the all-reduce if it was laid out as the first row, dense, bfloat16, FSDP ins'
+        in output
+    )
+    assert 'If as the second, dense, bfloat16, FSDP over all, pass `--overlap=0.5` instead.' in output

@@ -23,9 +23,10 @@ all-to-all G · (K - 1) / K · n, since every GPU sends to every other by itself
 parameters twice and scatters the gradients once: one and a half times a ring's all-reduce.
 
 `overlap` is the fraction of a dense all-reduce hidden behind the backward pass; `--dense-step`, your step
-with all workers, says how much that is. The message of error feedback needs the whole gradient, so none of
-it is hidden, unless it is `in_flight` while the next gradient is computed: then a step takes the longer of
-the two.
+with all workers, laid out as in the table's first row, says how much that is. The message of error feedback
+needs the whole gradient, so none of it is hidden, unless it is `in_flight` while the next gradient is
+computed: then a step takes the longer of the two. One worker alone that takes the batches of all K computes
+for K times as long, and may still be faster.
 
 Without a measured step, `--device=h100 --flops=4.2e12 --utilisation=0.4` estimates it from the device's peak
 rates, of those that `--device` knows; without `--utilisation` that is the least time that they allow.

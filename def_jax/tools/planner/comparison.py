@@ -1,5 +1,6 @@
 """The methods that the plan compares: what each sends, how long a step takes, and what a device holds."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,7 @@ Optimizer = Literal['sgd', 'adamw']
 OPTIMIZERS = {'sgd': 'momentum SGD', 'adamw': 'AdamW'}
 COMPRESSIONS = (16, 64, 256)  # of DEF-Q: float32 bytes over those of a message
 KNOWN = 64  # where small transformers, too, ended near AdamW
+CAREFUL = 10e6  # from so many parameters on, transformers take the smallest compression
 # Copies of the model in float32 during a step: parameters, gradients and the optimizer's state, of which
 # error feedback has the residual and, with `outer`, its momentum; and the point where gradients are taken,
 # unless that is the parameters.
@@ -22,6 +24,7 @@ COPIES = {
     'DiLoCo': {'sgd': 6, 'adamw': 7},
     'PowerSGD': {'sgd': 4, 'adamw': 5},
 }
+ALONE = 'one worker alone'
 _FRAGMENTS = 10  # of Streaming DiLoCo
 _POINT = "take gradients at `def_jax.detached_params(params, opt_state)`, and don't average them"
 _SPMD = "`def_jax.spmd(optimizer, mesh, specs, 'workers')`"
@@ -50,7 +53,9 @@ def compare(plan: Plan, local_steps: int = 50, optimizer: Optimizer | None = Non
 
     Where several GPUs share a link, they are one worker (`inside`, or FSDP), and dense training is
     hierarchical: a reduce-scatter behind the link, an all-reduce of each part, an all-gather. Dense training
-    in one ring, or with FSDP over all GPUs, and DEF-Q with each GPU as a worker come after these.
+    in one ring, or with FSDP over all GPUs, and DEF-Q with each GPU as a worker come after these. So does
+    dense training in bfloat16, if the plan's is wider, and one worker alone that computes the shares of all,
+    if that is faster than anything else here.
 
     Args:
         plan: the cluster and the model.
@@ -71,13 +76,12 @@ def compare(plan: Plan, local_steps: int = 50, optimizer: Optimizer | None = Non
     check_integer('local_steps', local_steps, 1, 'steps of DiLoCo between two averages')
     if optimizer is not None:
         check_choice('optimizer', optimizer, OPTIMIZERS | {'adamw': 'AdamW, or Adam with weight_decay=0'})
-    powersgd = [] if plan.fsdp else [_powersgd(plan, optimizer)]
-    return [
-        *_dense(plan, optimizer),
-        *_def_q(plan, optimizer),
-        *_local(plan, local_steps, optimizer),
-        *powersgd,
-    ]
+    dense = _dense(plan, optimizer)
+    others = [*_def_q(plan, optimizer), *_local(plan, local_steps, optimizer)]
+    others += [] if plan.fsdp else [_powersgd(plan, optimizer)]
+    seconds, memory = plan.workers * plan.step_time, dense[0].memory
+    alone = Prediction(ALONE, 'the same batch', 0.0, seconds, memory, '', '')
+    return [*dense, *([alone] if seconds < max(each.seconds for each in [*dense, *others]) else []), *others]
 
 
 def _memory(plan: Plan, family: str, optimizer: str | None, shards: int | None = None) -> float:
@@ -94,14 +98,15 @@ def _dense(plan: Plan, optimizer: str | None) -> list[Prediction]:
         memory = _memory(plan, 'dense', optimizer, shards)
         return Prediction('dense', f'{shown}{how}', sent, seconds, memory, '', '')
 
-    if plan.gpus_per_link == 1:
-        return [at('', plan.ring(size), plan.dense_step())]
-    inside = 'FSDP inside' if plan.fsdp else 'hierarchical'
-    found = [at(f', {inside}', plan.ring(size), plan.dense_step())]
+    inside = ', FSDP inside' if plan.fsdp else ', hierarchical'
+    found = [at(inside if plan.gpus_per_link > 1 else '', plan.ring(size), plan.dense_step())]
     if plan.fsdp:
         sent, everything = 1.5 * plan.ring(size, flat=True), plan.workers * plan.gpus_per_link
-        return [*found, at(', FSDP over all', sent, plan.sharded_step(), everything)]
-    return [*found, at(', one ring', plan.ring(size, flat=True), plan.dense_step(flat=True))]
+        found.append(at(', FSDP over all', sent, plan.sharded_step(), everything))
+    elif plan.gpus_per_link > 1:
+        found.append(at(', one ring', plan.ring(size, flat=True), plan.dense_step(flat=True)))
+    narrow = dataclasses.replace(plan, dense_bytes=2)
+    return found if plan.dense_bytes <= 2 else [*found, *_dense(narrow, optimizer)]
 
 
 def _def_q(plan: Plan, optimizer: str | None) -> list[Prediction]:
@@ -109,7 +114,11 @@ def _def_q(plan: Plan, optimizer: str | None) -> list[Prediction]:
     memory = _memory(plan, 'DEF-Q', optimizer)
 
     def at(ratio: int, how: str, options: str, then: str, flat: bool = False) -> Prediction:
-        lines = _lines(optimizer, lambda name: f"def_jax.def_{name}(rate, {ratio}, 'workers'{options}{more})")
+        def line(name: str) -> str:
+            used = COMPRESSIONS[0] if name == 'adamw' and plan.params >= CAREFUL else ratio
+            return f"def_jax.def_{name}(rate, {used}, 'workers'{options}{more})"
+
+        lines = _lines(optimizer, line)
         sent, seconds = plan.halves(4 * plan.params / ratio, flat), plan.step(ratio, flat)
         return Prediction('DEF-Q', f'compression {ratio}{how}', sent, seconds, memory, lines, then, ratio)
 
@@ -182,14 +191,14 @@ def _lines(optimizer: str | None, made: Callable[[str], str]) -> str:
     """The line of the optimizer, or of each, so that nobody pastes the other's."""
     if optimizer:
         return f'optimizer = {made(optimizer)}'
-    return '\n    '.join(f'optimizer = {made(name)}  # for {title}' for name, title in OPTIMIZERS.items())
+    return '\n'.join(f'optimizer = {made(name)}  # for {title}' for name, title in OPTIMIZERS.items())
 
 
 def table(plan: Plan, methods: Sequence[Prediction]) -> str:
     """The comparison as a Markdown table."""
     rows = [['', 'MB sent a step', 'step, ms', 'communication, ms', 'times as fast', 'GB a device']]
     for each in methods:
-        rest = milliseconds(max(0.0, each.seconds - plan.step_time))
+        rest = milliseconds(max(0.0, each.seconds - plan.step_time) if each.sent else 0.0)
         speed_up = times(methods[0].seconds / each.seconds)
         shown = milliseconds(each.seconds), rest, speed_up
         rows.append([each.name, _short(each.sent / 1e6), *shown, _short(each.memory / 1e9)])
