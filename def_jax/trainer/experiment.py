@@ -53,11 +53,16 @@ class Communication:
     @property
     def elements_per_step(self) -> float:
         """On average over steps with and without a message."""
-        return self.message_size / self.every + self.always
+        return self.message_size / self.every + self._float32_per_step
 
     @property
     def bytes_per_step(self) -> int:
-        return round(self.message_bytes / self.every + 4 * self.always)
+        return round(self.message_bytes / self.every + 4 * self._float32_per_step)
+
+    @property
+    def _float32_per_step(self) -> float:
+        """Elements besides the message."""
+        return self.always + (self.num_params / self.average_every if self.average_every else 0)
 
     @property
     def dense_bytes_per_step(self) -> int:

@@ -35,8 +35,8 @@ def write(
     tests = [record for record in log.records if measure.key('x') in record]
     last = tests[-1] if tests else {}
     final = {name: value for name, value in last.items() if name.startswith(_SPLITS)}
-    # The training loss is that of the last epoch, or of as many steps as lie between evaluations if these are
-    # fewer.
+    # The training loss is that of the records that end in the last epoch, or in as many steps as lie between
+    # evaluations if these are fewer.
     last_part = steps_done - min(experiment.steps_per_epoch, experiment.steps_per_evaluation)
     losses = [each for each in _losses(log) if each[0] > last_part]
     result = {
