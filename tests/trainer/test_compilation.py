@@ -91,8 +91,8 @@ def test_evaluations_have_programs_of_their_own(data_dir):
 def test_messages_are_counted(options, steps, elements):
     sent = experiment.Communication(100, 10, **{'message_bytes': 40} | options)
     assert sent.megabytes_sent(steps) == pytest.approx(4 * elements / 1e6)
-    if not sent.dense_steps:  # in the long run
-        assert sent.megabytes_sent(3000) == pytest.approx(3000 * sent.bytes_per_step / 1e6, abs=0.0015)  # half a byte each
+    if not sent.dense_steps:  # in the long run, but for half a byte a step
+        assert sent.megabytes_sent(3000) == pytest.approx(3000 * sent.bytes_per_step / 1e6, abs=0.0015)
 
 
 @pytest.mark.parametrize(
