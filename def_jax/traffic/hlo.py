@@ -38,7 +38,7 @@ class Collective(NamedTuple):
     """One collective operation of a compiled program.
 
     `elements` and `bytes` are of all results that a device gets. From `passed`, and so from `check`, they are
-    of what it contributes; what leaves a node, or with one device a node what a link carries, is `node_bytes`.
+    of what it contributes; what leaves a node, or a device where that is a node, is `node_bytes`.
     """
 
     operation: Operation
