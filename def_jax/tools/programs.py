@@ -3,9 +3,10 @@
     python -m def_jax.communication step.txt --workers=0,0,0,0,1,1,1,1
 
 reads the HLO of a program of your own, `step.lower(...).compile().as_text()`. The worker of each device, in
-the mesh's order, tells data that stays within a worker from data that crosses between workers. With
-`--devices-per-node=8`, a column has what leaves a node of eight neighbours in that order: all-reduces,
-all-gathers and reduce-scatters as rings in that order, all-to-alls straight from device to device.
+the mesh's order, tells data that stays within a worker from data that crosses between workers. Bytes are
+the size of what a device contributes. With `--devices-per-node=8`, a column has what leaves a node of eight
+neighbours in that order, with 1 what the link of a device carries: all-reduces, all-gathers and
+reduce-scatters as rings in that order, all-to-alls straight from device to device.
 
     python -m def_jax.communication --config=configs/digits.py --config.ratio=256
 

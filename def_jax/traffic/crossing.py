@@ -73,11 +73,13 @@ def check(
         UserWarning: with `devices_per_node`, if a node holds several workers, each of which sends a message.
 
     Returns:
-        The collectives, with what a device passes to others, `bytes`, and with `devices_per_node` what leaves
-        the node that sends most, `node_bytes`: all-reduces, all-gathers and reduce-scatters counted as rings
-        in the devices' order, all-to-alls as messages straight from device to device. One in a branch counts
-        as if it ran at every step, and one in a loop as often as the loop turns, `steps` times if that is
-        unknown.
+        The collectives between workers, or between nodes. `bytes` is the size of what a device contributes:
+        its array to an all-reduce, its part to an all-gather, what others get of it to an all-to-all. With
+        `devices_per_node`, `node_bytes` is what leaves the node that sends most, with 1 what a device's link
+        carries: all-reduces, all-gathers and reduce-scatters counted as rings in the devices' order, so that
+        an all-gather by K devices takes K - 1 times its `bytes`; all-to-alls as messages straight from
+        device to device. Both are of one execution, of which there are `times`: one in a branch counts as if
+        it ran at every step, one in a loop as often as the loop turns, `steps` times if that is unknown.
 
     Raises:
         TypeError: if the step is not compiled: one that is lowered has no collectives yet; or if the

@@ -35,7 +35,11 @@ _TILE = 8 * 128  # elements of a TPU's registers
 
 
 class Collective(NamedTuple):
-    """One collective operation of a compiled program."""
+    """One collective operation of a compiled program.
+
+    `elements` and `bytes` are of all results that a device gets. From `passed`, and so from `check`, they are
+    of what it contributes; what leaves a node, or a device where that is a node, is `node_bytes`.
+    """
 
     operation: Operation
     elements: int  # in all its results together

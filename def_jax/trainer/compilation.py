@@ -2,8 +2,9 @@
 
     python -m def_jax.communication --config=configs/digits.py --config.ratio=256
 
-compiles what train.py would run, without training, and prints what a device passes to the collectives of
-its programs, between workers and within one; with --devices_per_node=8, also what leaves a node.
+compiles what train.py would run, without training, and prints what a device contributes to the collectives
+of its programs, between workers and within one; with --devices_per_node=8, also what leaves a node, and with
+1 what the link of a device carries, such as K - 1 times the bytes of an all-gather by K devices.
 """
 
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
         node = flags.FLAGS.devices_per_node
         together = workers.devices_per_row * experiment.config.inside  # a worker's devices
         worker_of = [device // together for device in range(len(workers.devices))]
-        print(f'{experiment.title}, what a device sends:')
+        print(f'{experiment.title}, what a device contributes to collectives:')
         for name, hlo, executions in programs(experiment):
             print(f'\n{name}, {executions:,} times by steps and evaluations:\n')
             print(summary(hlo, worker_of, node))

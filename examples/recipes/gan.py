@@ -23,11 +23,11 @@ CENTRES = 2 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)  # [8, 2]
 
 
 def make_optimizer(num_steps):
-    def adam(rate, seed):  # with one seed, blocks of both would be drawn alike
+    def adam(rate):
         inner = optax.adam(optax.cosine_decay_schedule(rate, num_steps), b1=0.5)
-        return def_jax.error_feedback(def_jax.random_block(4), 'workers', inner=inner, bits=2, seed=seed)
+        return def_jax.error_feedback(def_jax.random_block(4), 'workers', inner=inner, bits=2)
 
-    optimizers = {'generator': adam(3e-3, seed=0), 'discriminator': adam(3e-3, seed=1)}
+    optimizers = {'generator': adam(3e-3), 'discriminator': adam(3e-3)}
     return optax.multi_transform(optimizers, dict(zip(NETWORKS, NETWORKS, strict=True)))
 
 
