@@ -33,7 +33,7 @@ from def_jax.trainer.workers import AXIS
 from experiments.adamw import adamw
 from experiments.few_bits import again, on_digits
 from experiments.methods import REVISION
-from experiments.own_chunk import UNCOMPRESSED, exact
+from experiments.own_chunk import UNCOMPRESSED, exact, rounded
 from experiments.tuning import Contender, Setting
 
 __all__ = ['PAGE', 'SETTINGS', 'of_115k', 'shared_moments']
@@ -167,7 +167,7 @@ SETTINGS = [
     of_115k(_setting(8), _ADAMW_115K, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
     of_115k(_setting(4), _ADAMW_115K, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
     *map(_perceptron, (2, 8, 4)),
-    _of_1m(_setting(8), adamw(0.8, 0.99, 0.00625), exact(256, 1, 0.00625)),
+    _of_1m(_setting(8), adamw(0.8, 0.99, 0.00625), exact(256, 1, 0.00625), rounded(256, 2, 0.00625)),
 ]
 
 PAGE = """\
@@ -217,6 +217,13 @@ The transformer of 115 k parameters, in 5,000 steps, ends in nats from AdamW (th
 At 1/1024, eight and four workers are behind and two are not: in a run four times as long, the gap that two workers of
 33 k have there is gone.
 
+The transformer of 1 M, eight workers at 1/256 in 1 bit, reaches, in 3,000
+steps, <!-- number: larger_workers; 1 M, 8 workers of 1 device; 1/256, 1 bit; result --><!-- /number -->
+nats, <!-- number: larger_workers; 1 M, 8 workers of 1 device; 1/256, 1 bit; difference --><!-- /number --> from AdamW
+(three seeds). In 2 bits, with the own chunk still rounded, it
+reached <!-- number: larger_workers; 1 M, 8 workers of 1 device; 1/256, 2 bits, rounded; result --><!-- /number -->
+([page](../transformers/README.md)). Fewer workers did not run at that size.
+
 The perceptron of width 64, with 64 images a step, ends in points from SGD:
 
 | | 1/64, 2 bits | 1/256, 1 bit | 1/1024, 1 bit |
@@ -230,13 +237,13 @@ intervals overlap once the choice of rates counts. So on the perceptron larger w
 compression, unlike on the transformer.
 
 **Setting.** The transformer of 33 k parameters, its data and the rule for rates are those of
-[few bits](../few_bits/README.md): 32 sequences a step in 1,200 steps. That of 115 k has the steps, rates and
+[few bits](../few_bits/README.md): 32 sequences a step in 1,200 steps. Those of 115 k and 1 M have the steps, rates and
 decays of AdamW of [transformers](../transformers/README.md). A worker of S devices runs as one
 device with S times the sequences, which is the same arithmetic up to rounding. AdamW has decays of 0.8 and
 0.95, the best of those [tried](../adamw/README.md).
 
 **Limits.** Small transformers in short runs; two seeds chose each rate, five are reported. The perceptron's
-rates were chosen by 20 seeds, and 20 others are reported. Of 115 k, one seed
+rates were chosen by 20 seeds, and 20 others are reported. Of 115 k and 1 M, one seed
 chose each rate, and three are reported. The rows that
 share second moments send every gradient in float32 besides the message, so they explain and do not compete.
 DEF-Q has another optimizer inside than AdamW, and what it leads by may be that optimizer's.

@@ -16,7 +16,7 @@ from experiments.few_bits import def_q, on_convolutions, on_digits
 from experiments.methods import REVISION
 from experiments.tuning import Contender, Setting
 
-__all__ = ['CURVES', 'PAGE', 'SETTINGS', 'exact']
+__all__ = ['CURVES', 'PAGE', 'SETTINGS', 'exact', 'rounded']
 
 
 def exact(compression: int, bits: int, first: float) -> Contender:
@@ -24,14 +24,14 @@ def exact(compression: int, bits: int, first: float) -> Contender:
     return def_q(compression, bits, first)._replace(revision=REVISION)
 
 
-def _rounded(compression: int, bits: int, first: float) -> Contender:
+def rounded(compression: int, bits: int, first: float) -> Contender:
     """The preset as it was."""
     contender = def_q(compression, bits, first)
     return contender._replace(title=f'{contender.title}, rounded')
 
 
 def _both(compression: int, first: float, *bits: int) -> list[Contender]:
-    return [kind(compression, each, first) for kind in (exact, _rounded) for each in bits]
+    return [kind(compression, each, first) for kind in (exact, rounded) for each in bits]
 
 
 def _transformer(compression: int, *contenders: Contender) -> Setting:
@@ -66,7 +66,7 @@ SETTINGS = [
         where={'size': '358k', 'steps': 3000},
         contenders=[
             *(exact(256, bits, 0.0125) for bits in (1, 2)),
-            _rounded(256, 2, 0.0125),
+            rounded(256, 2, 0.0125),
             adamw(0.8, 0.99, 0.0125),
         ],
         tuning_seeds=range(100, 101),

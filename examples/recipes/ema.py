@@ -36,7 +36,8 @@ def main(num_steps=400):
         _, grads = dist.value_and_grad(loss_fn)(params, opt_state, batch)
         updates, opt_state = dist.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
-        return params, optax.incremental_update(params, ema, 1 - DECAY), opt_state
+        wide = optax.tree.cast(params, jnp.float32)  # bfloat16 would round what is added
+        return params, optax.incremental_update(wide, ema, 1 - DECAY), opt_state
 
     params = {'in': rng.normal(size=(64, 128)) / 8, 'out': rng.normal(size=(128, 10)) / 11}
     params = jax.device_put(jax.tree.map(np.float32, params), dist.shardings)
