@@ -1,6 +1,6 @@
 """Idioms of pmap trainers: each trains rightly, or raises an error that says what to do.
 
-Those that show in the state alone are in test_mistakes.py, and what `def_jax.check` finds in test_crossing.py.
+States alone are for test_mistakes.py, and what `def_jax.check` finds for test_crossing.py.
 """
 
 import functools

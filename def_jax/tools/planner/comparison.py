@@ -55,7 +55,7 @@ def compare(plan: Plan, local_steps: int = 50, optimizer: Optimizer | None = Non
     hierarchical: a reduce-scatter behind the link, an all-reduce of each part, an all-gather. Dense training
     in one ring, or with FSDP over all GPUs, and DEF-Q with each GPU as a worker come after these. So does
     dense training in bfloat16, if the plan's is wider, and one worker alone that computes the shares of all,
-    if that is faster than anything else here.
+    if that is faster than one of the others.
 
     Args:
         plan: the cluster and the model.
