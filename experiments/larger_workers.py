@@ -22,6 +22,7 @@ where a run takes twenty minutes of a core, eight workers at 1/256 come first, i
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -117,12 +118,12 @@ def _setting(workers: int, *further: Contender) -> Setting:
     )
 
 
-def of_115k(small: Setting, *contenders: Contender) -> Setting:
-    """A setting of 33 k on 115 k, with the steps, seeds and rates of `experiments.transformers`."""
+def _larger(title: str, size: str, steps: int, small: Setting, *contenders: Contender) -> Setting:
+    """A setting of 33 k on a larger transformer, with the seeds and rule of `experiments.transformers`."""
     return dataclasses.replace(
         small,
-        name=f'115 k, {small.name}',
-        where={**small.where, 'size': '115k', 'steps': 5000},
+        name=f'{title}, {small.name}',
+        where={**small.where, 'size': size, 'steps': steps},
         contenders=list(contenders),
         tuning_seeds=range(100, 101),
         seeds=range(3),
@@ -131,12 +132,8 @@ def of_115k(small: Setting, *contenders: Contender) -> Setting:
     )
 
 
-def _of_1m(small: Setting, *contenders: Contender) -> Setting:
-    """A setting of 33 k on 1 M, as `of_115k`."""
-    setting = of_115k(small, *contenders)
-    return dataclasses.replace(
-        setting, name=f'1 M, {small.name}', where={**small.where, 'size': '1m', 'steps': 3000}
-    )
+of_115k = functools.partial(_larger, '115 k', '115k', 5000)
+_of_1m = functools.partial(_larger, '1 M', '1m', 3000)
 
 
 def _perceptron(workers: int) -> Setting:
@@ -152,7 +149,7 @@ def _perceptron(workers: int) -> Setting:
 
 
 _TWO = _setting(2, exact(256, 2, 0.0177))
-_ADAMW_115K = adamw(0.8, 0.99, 0.0125)
+_AT_115K = [adamw(0.8, 0.99, 0.0125), *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))]
 SETTINGS = [
     _TWO,
     _setting(
@@ -163,9 +160,7 @@ SETTINGS = [
     ),
     _setting(4),
     again(_TWO, range(1010, 1020), '1/64, 2 bits', '1/256, 1 bit'),  # the first five left both open
-    of_115k(_setting(2), _ADAMW_115K, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
-    of_115k(_setting(8), _ADAMW_115K, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
-    of_115k(_setting(4), _ADAMW_115K, *(exact(*each, 0.0125) for each in ((256, 1), (64, 2), (1024, 1)))),
+    *(of_115k(_setting(workers), *_AT_115K) for workers in (2, 8, 4)),
     *map(_perceptron, (2, 8, 4)),
     _of_1m(_setting(8), adamw(0.8, 0.99, 0.00625), exact(256, 1, 0.00625), rounded(256, 2, 0.00625)),
 ]
