@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from def_jax.trainer.checkpointing.workdir import sync
+from def_jax.trainer.checkpointing.workdir import saved_steps, sync
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.data.dataset import DatasetSpec
 from def_jax.trainer.errors import explained
@@ -80,7 +80,7 @@ def load(folder: str | os.PathLike, point: str = 'y') -> tuple[dict[str, Any], A
     if metadata.pop(_CHECKSUM, None) != _checksum(arrays, metadata):  # safetensors has none
         raise ValueError(f'{path} was changed or damaged. Run its command again, which writes it anew.')
     step = json.loads(metadata['step'])
-    newest = max((int(each.name) for each in folder.glob('checkpoints/*') if each.name.isdigit()), default=0)
+    newest = max(saved_steps(folder), default=0)
     if newest > step:  # it was prolonged, and has not come to its end again
         cure = 'Run its command again to have the model of its end'
         warnings.warn(f'{path} is of step {step}, and the run has gone on to {newest}. {cure}.', stacklevel=3)

@@ -9,7 +9,6 @@ checksums would have to be known when a save starts, so that training waited for
 """
 
 import os
-import re
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,13 @@ from def_jax.ground.random import is_typed
 from def_jax.state.regrouping import regroup
 from def_jax.trainer.checkpointing import manifest, regrouping
 from def_jax.trainer.checkpointing.manifest import DamagedError
-from def_jax.trainer.checkpointing.workdir import bound_settings, describe_differences, sync
+from def_jax.trainer.checkpointing.workdir import (
+    CHECKPOINTS,
+    bound_settings,
+    describe_differences,
+    saved_steps,
+    sync,
+)
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.errors import one_line
 from def_jax.trainer.experiment import Experiment
@@ -49,7 +54,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, experiment: Experiment):
-        self._folder, self._run, config = workdir / 'checkpoints', experiment, experiment.config
+        self._folder, self._run, config = workdir / CHECKPOINTS, experiment, experiment.config
         self._keep, self._whole = config.keep_checkpoints, config.elastic
         self._settings, self._identity = bound_settings(config), _identity(workdir)
         self._data = experiment.dataset.fingerprint()
@@ -74,9 +79,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, including damaged ones, in ascending order."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if re.fullmatch('[0-9]+', path.name))
+        return saved_steps(self._folder.parent)
 
     def _last(self) -> int:
         """The greatest of process 0's steps, or -1: on a network file system, others may not see it yet."""

@@ -20,9 +20,10 @@ from def_jax.trainer.launch import processes
 
 __all__ = [
     *('append_to', 'bound_settings', 'claim', 'describe_differences', 'locked'),
-    *('record', 'recorded', 'sync', 'write_json'),
+    *('record', 'recorded', 'saved_steps', 'sync', 'write_json'),
 ]
 
+CHECKPOINTS = 'checkpoints'
 _RECORD = 'config.json'
 _PARTIAL, _PARTIAL_RECORD = '.partial', r'config\.json.*\.partial'
 _STARTS = (_RECORD, 'lock', 'tensorboard')  # what every start writes
@@ -193,6 +194,14 @@ def append_to(path: Path) -> BinaryIO:
     """Opens a file for appending, or creates it; OSError if it is a link."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     return os.fdopen(os.open(path, flags, 0o666), 'ab')
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps of all checkpoints of a run, including damaged ones, in ascending order."""
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch('[0-9]+', path.name))
 
 
 def sync(path: Path) -> None:

@@ -116,7 +116,8 @@ def open_text_folder(path: str | os.PathLike[str], *, context: int = 64) -> Data
     if not root.is_dir():
         raise ValueError(f'path={str(path)!r} is not a folder.')
     real = {file.relative_to(root).as_posix(): file.resolve() for file in _files(root)}
-    links_last = sorted(real, key=lambda path: (real[path] != root.resolve() / path, path))
+    home = root.resolve()
+    links_last = sorted(real, key=lambda path: (real[path] != home / path, path))
     paths = sorted({real[path]: path for path in reversed(links_last)}.values())
     return _of_files(f'text_folder {root.name}', paths, lambda path: _read(root / path), context)
 
