@@ -68,8 +68,8 @@ class Optimizer(nnx.Optimizer):
             Random numbers, of the model or of an `nnx.Rngs` among the arguments, differ by worker. Other
             variables that `loss_fn` changes are averaged if they are floating-point, like BatchNorm's
             statistics. Of integers the largest is kept, which is right for what all workers count alike,
-            like steps; count examples in floats, or sum them yourself. Auxiliary scalars are
-            averaged; arrays come stacked over workers.
+            like steps; count examples in floats, or sum them yourself. Auxiliary scalars are averaged; arrays
+            come stacked over workers.
 
         Raises:
             ValueError: if `split` names an argument that is missing or an `nnx.Rngs`, or another argument

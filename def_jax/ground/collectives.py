@@ -216,7 +216,7 @@ def check_not_summed(updates: PyTree, axis_name: AxisName, *, inside: bool = Fal
                 f'updates{keystr(path)} is the same on all workers: with check_vma=True, jax.shard_map '
                 f'has summed its gradient over {axis_name!r}. Take it outside of the loss, at a point that '
                 f'varies: jax.grad(loss_fn)(point, batch) with point = {point} or, without error feedback, '
-                "jax.lax.pcast(params, axis_name, to='varying'). Average no loss in loss_fn: that "
+                "jax.lax.pcast(params, axis_name, to='varying'). Don't average the loss in loss_fn: that "
                 'divides its gradients by the number of workers.'
             )
 

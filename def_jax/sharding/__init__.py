@@ -23,7 +23,6 @@ from def_jax.ground.collectives import Group, check_axis_name
 from def_jax.ground.types import PyTree
 from def_jax.sharding import at_points
 from def_jax.sharding.accumulation import accumulated
-from def_jax.sharding.at_points import Mapping
 from def_jax.sharding.worker_mesh import WorkerMesh, check_mesh, compiled
 from def_jax.state import ownership
 from def_jax.state.link import Shards, check_like, sharded
@@ -142,7 +141,7 @@ class Spmd:
         has_aux: bool = False,
         keys: tuple[int, ...] = (),
         *,
-        mapping: Mapping = 'vmap',
+        mapping: at_points.Mapping = 'vmap',
     ) -> Callable:
         """A function that gives every worker's loss and gradient, taken at its own detached point.
 
@@ -167,7 +166,7 @@ class Spmd:
         split: tuple[int, ...] = (1,),
         keys: tuple[int, ...] = (),
         *,
-        mapping: Mapping = 'vmap',
+        mapping: at_points.Mapping = 'vmap',
     ) -> Callable:
         """Any gradient function of yours, run on every worker at its own detached point.
 
@@ -337,7 +336,7 @@ class Spmd:
         params = self._workers.abstract(params, self._specs(params))
         inputs.check_shards(compiled, params, self._workers.names)
         with naming_extra_arguments():
-            program = jax.jit(self._update_program).trace(grads, state, params, None, {'value': 0.0}).jaxpr
+            program = self._update.__wrapped__.trace(grads, state, params, None, {'value': 0.0}).jaxpr
         return traffic_of(program.jaxpr, self.axis_name, self.mesh.shape).messages, params
 
     def abstract_state(self, params: PyTree, num_workers: int | None = None) -> PyTree:

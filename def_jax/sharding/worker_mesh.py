@@ -1,5 +1,6 @@
 """A mesh that is divided into workers, one device each or several, and functions mapped over these."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -105,10 +106,14 @@ class WorkerMesh:
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
 
-def compiled(program: Callable) -> Callable:
-    """By `jax.jit`, even within `jax.disable_jit`: `jax.shard_map` fails there or compiles each operation."""
+def compiled(program: Callable) -> Any:
+    """By `jax.jit`, even within `jax.disable_jit`: `jax.shard_map` fails there or compiles each operation.
+
+    `__wrapped__` of the result is what `jax.jit` returns, for its `trace`.
+    """
     program = jax.jit(program)
 
+    @functools.wraps(program)
     def run(*args):
         with jax.disable_jit(False):
             return program(*args)

@@ -80,8 +80,9 @@ def compare(plan: Plan, local_steps: int = 50, optimizer: Optimizer | None = Non
     others = [*_def_q(plan, optimizer), *_local(plan, local_steps, optimizer)]
     others += [] if plan.fsdp else [_powersgd(plan, optimizer)]
     seconds, memory = plan.workers * plan.step_time, dense[0].memory
-    alone = Prediction(ALONE, 'the same batch', 0.0, seconds, memory, '', '')
-    return [*dense, *([alone] if seconds < max(each.seconds for each in [*dense, *others]) else []), *others]
+    if seconds < max(each.seconds for each in [*dense, *others]):
+        dense.append(Prediction(ALONE, 'the same batch', 0.0, seconds, memory, '', ''))
+    return [*dense, *others]
 
 
 def _memory(plan: Plan, family: str, optimizer: str | None, shards: int | None = None) -> float:

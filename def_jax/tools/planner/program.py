@@ -225,10 +225,8 @@ def _own_link(device: Device) -> str:
 def _estimate(plan: planner.Plan, device: Device, utilisation: float | None) -> str:
     step = comparison.milliseconds(plan.step_time)
     if utilisation is None:
-        share, more = (
-            '',
-            'That is a bound, not a prediction: the longer it takes, the less compression gains.',
-        )
+        share = ''
+        more = 'That is a bound, not a prediction: the longer it takes, the less compression gains.'
     else:
         share, more = f'{100 * utilisation:g} % of ', 'Your own step decides: pass `--step-time`.'
     told = f'At {share}its peak, {device.title} computes a step in {step} ms. {more}'
