@@ -136,10 +136,21 @@ def live_devices(monkeypatch):
 
 @pytest.fixture
 def small_files():
-    """Limits the bytes of a file, as on a disk that is full; Python ignores the signal for it."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    """Limits the bytes of a file in a block, as on a disk that is full; Python ignores the signal for it.
+
+    No longer: the limit is that of pytest's own output, too, where this goes to a file.
+    """
+
+    @contextlib.contextmanager
+    def limited(size):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limited
 
 
 @pytest.fixture(scope='session')

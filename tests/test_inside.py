@@ -314,14 +314,17 @@ def test_the_debug_mode_over_all_axes_notices_devices_that_are_not_joined(inside
     blocks = def_jax.random_block(2)
     optimizer = def_jax.error_feedback(blocks, 'workers', inner=optax.sgd(0.1), inside=inside)
 
+    @jax.jit
+    def step(x, state, target):
+        grads = def_jax.detached_params(x, state) - target
+        updates, state = optimizer.update(grads, state, x)
+        return optax.apply_updates(x, updates), state
+
     def run(target):
-        x = jnp.zeros(8)
-        state = optimizer.init(x)
+        carry = jnp.zeros(8), optimizer.init(jnp.zeros(8))
         for _ in range(2):
-            grads = def_jax.detached_params(x, state) - target
-            updates, state = optimizer.update(grads, state, x)
-            x = optax.apply_updates(x, updates)
-            def_jax.debug(x, state, AXES)
+            carry = step(*carry, target)
+            def_jax.debug(*carry, AXES)
 
     mapped = jax.vmap(jax.vmap(run, axis_name='inside'), axis_name='workers')
     targets = np.random.default_rng(0).normal(size=(2, 2, 8)).astype(np.float32)

@@ -117,11 +117,12 @@ def test_e_the_debug_mode_raises_at_the_second_step(change, bits, inner):
 def test_e_the_debug_mode_takes_numbers_that_agree_by_chance(inner):
     """They have a few values alone; it said that gradients were averaged."""
     optimizer = wrapper(inner=inner)
+    step = jax.jit(functools.partial(plain_step, optimizer))
 
     def run(data):
         carry = PARAMS, optimizer.init(PARAMS)
         for t in range(4):
-            carry = plain_step(optimizer, *carry, data[t])
+            carry = step(*carry, data[t])
             def_jax.debug(*carry, 'workers')
 
     jax.vmap(run, axis_name='workers')(DATA[:2])

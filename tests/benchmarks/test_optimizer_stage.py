@@ -13,7 +13,7 @@ def test_a_message_of_few_bits_is_packed_for_all_workers_and_loses_nothing():
     params, grads = jnp.zeros((64, 64)), jnp.tile(jnp.array([1.0, -1.0]), (64, 32))
     optimizer = def_jax.def_sgd(0.1, 32, None, bits=1, detach=0.0)
     with as_one_of(8):
-        updates, state = optimizer.update(grads, optimizer.init(params), params)
+        updates, state = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
         program = str(jax.make_jaxpr(optimizer.update)(grads, state, params))
     kept = (2 / jnp.pi) ** 0.5  # the best for Gaussian numbers; of seven messages, and of the mean of all
     assert jnp.abs(updates) == pytest.approx(kept * (1 + 7 * kept) / 8, rel=0.01)

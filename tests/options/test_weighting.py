@@ -124,7 +124,7 @@ def test_the_dense_mean_is_weighted_as_well():
             x = jax.tree.map(jnp.zeros_like, grads)
             return optimizer.update(grads, optimizer.init(x), x, weight=weight)[0]
 
-        updates = jax.vmap(worker, axis_name='workers')(grads, WEIGHTS)
+        updates = jax.jit(jax.vmap(worker, axis_name='workers'))(grads, WEIGHTS)
         mean = -0.1 * (grads['b'][0] + 3 * grads['b'][2]) / 4
         np.testing.assert_allclose(updates['b'], [mean] * 3, rtol=1e-5)
 

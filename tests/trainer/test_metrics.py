@@ -122,10 +122,10 @@ def test_tensorboard_gets_each_figure_and_hides_what_a_resumed_run_repeats(tmp_p
 
 def test_a_disk_that_fills_is_an_error_and_closing_waits_for_nobody(tmp_path, log, small_files):
     full = log()
-    small_files(2000)
-    with fixtures.refused(r'metrics\.jsonl or the tensorboard .* cannot be written .*free some space'):
-        for step in range(1, 1000):
-            full.write(record(step))
-            full.seal()
-    full.close()
+    with small_files(2000):
+        with fixtures.refused(r'metrics\.jsonl or the tensorboard .* cannot be written .*free some space'):
+            for step in range(1, 1000):
+                full.write(record(step))
+                full.seal()
+        full.close()
     assert len(steps_of(tmp_path)) > 5

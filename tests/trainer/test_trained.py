@@ -1,6 +1,7 @@
 """After training: the model leaves its run, a run goes on for longer, another split is evaluated."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -110,8 +111,10 @@ def test_what_cannot_be_loaded_is_refused(recorded, tmp_path):
 
 def test_a_full_disk_leaves_no_half_file_and_the_run_unfinished(recorded, tmp_path, small_files):
     points = {'x': def_jax.trainer.load(recorded.folder, 'x')[0]}
-    small_files(100)
-    with fixtures.refused('x.safetensors cannot be written .* free some space, then run the same'):
+    with (
+        small_files(100),
+        fixtures.refused('x.safetensors cannot be written .* free some space, then run the same'),
+    ):
         trained.write(tmp_path, recorded.experiment, jax.device_get(points))
     assert not list(tmp_path.iterdir())
 
@@ -233,7 +236,8 @@ def test_the_pages_program_runs_in_an_ordinary_process(recorded, tmp_path, envir
     """As a stranger would run it, in a folder that has the run alone and on one device."""
     (program,) = re.findall(r'```py\n(.*?)```', PAGE.read_text(), re.DOTALL)
     (folder := tmp_path / 'runs/digits').mkdir(parents=True)
-    variables = vgg.vgg_digits(num_classes=10).init(jax.random.key(0), np.zeros((1, 8, 8, 1)), train=False)
+    init = functools.partial(vgg.vgg_digits(num_classes=10).init, train=False)
+    variables = jax.jit(init)(jax.random.key(0), np.zeros((1, 8, 8, 1)))
     trained.write(folder, recorded.experiment, {'y': jax.device_get(variables)})
     command = [sys.executable, '-c', program]
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

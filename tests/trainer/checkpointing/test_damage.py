@@ -254,7 +254,6 @@ def test_checkpoints_and_data_are_read_and_never_executed(recorded, saved, data_
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(recorded, saved, tmp_path, small_files):
     folder = shutil.copytree(saved, tmp_path / 'run')
     before = fixtures.contents(folder)
-    small_files(1000)
-    with fixtures.refused(r'no checkpoint could be written to .*earlier ones are kept'):
+    with small_files(1000), fixtures.refused(r'no checkpoint could be written to .*earlier ones are kept'):
         fixtures.save(folder, recorded, 11)
     assert complete(folder) == before

@@ -80,8 +80,7 @@ def interrupted():
     ids=['interrupted', 'not UTF-8', 'a full disk'],
 )
 def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path, small_files, documents, error, message):
-    small_files(50_000)
-    with pytest.raises(error, match=message):
+    with small_files(50_000), pytest.raises(error, match=message):
         corpus.write_corpus(tmp_path / 'train', documents)
     assert os.listdir(tmp_path) == []
 
