@@ -18,8 +18,8 @@ and margin of `experiments.few_bits`; two workers come first.
 The transformer of 115 k parameters follows, with the steps, seeds, rates and AdamW's decays of
 `experiments.transformers`: first two workers, then eight, whose AdamW is on record there, then four. Of 1 M,
 where a run takes twenty minutes of a core, eight workers at 1/256 come first, in 1 bit: beside AdamW and the
-2 bits that are on record there, they also say whether `bits='auto'` holds at that size. Two workers follow, at
-1/256 in 1 bit beside AdamW on their batches.
+2 bits that are on record there, they also say whether `bits='auto'` holds at that size. Two workers follow,
+at 1/256 in 1 bit beside AdamW on their batches.
 """
 
 import dataclasses
