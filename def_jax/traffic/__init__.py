@@ -60,15 +60,12 @@ def traffic(
     params: PyTree,
     axis_name: AxisName,
     mesh: Mapping[str, int] | None = None,
-    *,
-    first_only: bool = False,
 ) -> Traffic:
     """The messages of one update, traced on a mesh of these sizes; nothing is computed.
 
     By default there are two workers along the first axis. Axes that the mesh lacks have one worker. Only the
     length of integer messages depends on K. Messages of nested conditionals count as sent in the outer one's
-    branch. An exchange of integers runs once along every axis, and counts once for each, unless only the
-    first counts.
+    branch. An exchange of integers runs once along every axis, and counts once for each.
 
     >>> import jax.numpy as jnp, def_jax
     >>> traffic(def_jax.baselines.top_k(8, 'workers'), jnp.zeros(64), 'workers').always
@@ -76,7 +73,7 @@ def traffic(
     """
     mesh = mesh or dict.fromkeys(axis_names(axis_name)[:1], 2)
     program, _, _ = traced(optimizer, params, axis_name, mesh)
-    return traffic_of(program, axis_names(axis_name)[:1] if first_only else axis_name, mesh)
+    return traffic_of(program, axis_name, mesh)
 
 
 def traced(

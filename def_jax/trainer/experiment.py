@@ -12,7 +12,8 @@ import optax
 
 from def_jax import message_size
 from def_jax.baselines import methods
-from def_jax.traffic import Message, Traffic, traffic
+from def_jax.traffic import Message, Traffic, traced, traffic_of
+from def_jax.traffic.drift import check_agreement
 from def_jax.trainer.configuration import parts
 from def_jax.trainer.configuration.rules import checked, of_keys
 from def_jax.trainer.data import order
@@ -211,12 +212,21 @@ class Experiment:
         workers = self.config.num_workers
         return self._communication(lambda messages: round(sum(m.as_all_reduce(workers) for m in messages)))
 
+    def check_agreement(self) -> None:
+        """Raises ValueError if an update would differ between workers; it is only traced."""
+        own = self.is_per_worker.opt_state
+        if self.places > 1:
+            check_agreement(*self._update, (True, own, False), (False, own), [AXIS])
+
+    @functools.cached_property
+    def _update(self) -> tuple[Any, tuple, tuple]:
+        # Along a second axis are virtual workers, which send nothing to each other.
+        part = self.workers.part(self.abstract_variables['params'])
+        return traced(self.optimizer, part, self.workers.axis_name, {AXIS: self.places})
+
     @functools.cached_property
     def _traffic(self) -> Traffic:
-        part = self.workers.part(self.abstract_variables['params'])
-        # Along a second axis are virtual workers, which send nothing to each other.
-        mesh = {AXIS: self.places}
-        return traffic(self.optimizer, part, self.workers.axis_name, mesh, first_only=True)
+        return traffic_of(self._update[0], AXIS, {AXIS: self.places})
 
     def _communication(self, passed: Callable[[Sequence[Message]], int]) -> Communication:
         config, params, found = self.config, self.abstract_variables['params'], self._traffic

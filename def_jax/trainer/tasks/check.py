@@ -41,6 +41,8 @@ def check(experiment: Experiment) -> None:
         experiment.communication  # noqa: B018
     with explained(f'{optimizer} cannot be used'):
         experiment.is_per_worker  # noqa: B018
+    with explained(f'config.method={config.method!r} and {optimizer}'):
+        experiment.check_agreement()
     whole, part = (
         jax.tree.map(jnp.shape, x) for x in (variables['params'], workers.part(variables['params']))
     )

@@ -26,6 +26,18 @@ def apart(axis_name):
     return optax.identity()
 
 
+def forgetful(axis_name):
+    """A method that leaves out one tensor."""
+
+    def update(updates, state, params=None):
+        del params
+        first, *others = jax.tree.leaves(updates)
+        sent = [first, *jax.lax.pmean(others, axis_name)]
+        return jax.tree.unflatten(jax.tree.structure(updates), sent), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
 def no_rate(b1=0.9):
     return optax.adam(0.1, b1)
 
