@@ -87,7 +87,7 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
     moments = [x for x in jax.tree.leaves(inner) if x.size > 1 and jnp.issubdtype(x.dtype, jnp.floating)]
     # Of Lion and others whose updates are signs, many entries of the residuals agree by chance.
     agree = _agree(moments or residuals, axis_name)
-    workers, due = num_workers(axis_name), states[0].step >= 2
+    due = states[0].step >= 2
     finite = skipping.all_finite((params, residuals))
     numbers = [all_gather(state.worker, axis_name) for state in states]
     # An update numbers the workers, or at least counts a step.
@@ -108,6 +108,7 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
                 'reset_state=False. Before the first update, there is nothing to debug.'
             )
         if agree:
+            workers = np.asarray(numbers[0])[..., 1].max()  # of several devices each, perhaps
             raise ValueError(
                 f'all {workers} workers have the same residual or moments, of different gradients: these are '
                 'averaged before the update, all workers are given the same data, or the state of one was '
@@ -115,7 +116,7 @@ def debug(params: PyTree, opt_state: PyTree, axis_name: AxisName) -> None:
                 'pmap_axis_name= of the helpers that compute them; save with stack_state.'
             )
 
-    several = (workers > 1) & (states[0].worker[1] != 1)  # of one, all devices have the same
+    several = (num_workers(axis_name) > 1) & (states[0].worker[1] != 1)  # of one, all devices have the same
     jax.debug.callback(raise_if, agree & due & several, finite, numbers, new)
 
 

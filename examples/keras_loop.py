@@ -79,7 +79,7 @@ def main(epochs=10, size=64):
     compiled = train_step.lower(state, images[rows], labels[rows]).compile()
     sent = tx.check(compiled, besides=512)  # and BatchNorm's statistics
     print(f'loss {float(loss):.3f}, test accuracy {accuracy:.3f}')
-    print(f'between workers: {sum(c.bytes for c in sent)} bytes a step')
+    print(f'between workers: {sum(c.bytes for c in sent)} bytes a step and device')
     return accuracy
 
 

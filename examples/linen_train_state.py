@@ -72,7 +72,7 @@ def main(epochs=20):
     accuracy = float((logits.argmax(-1) == labels[1400:]).mean())
     print(f'loss {float(loss):.3f}, test accuracy {accuracy:.3f}')
     sent = state.tx.check(train_step.lower(state, batch).compile())
-    print(f'between workers: {sum(c.bytes for c in sent)} bytes a step')
+    print(f'between workers: {sum(c.bytes for c in sent)} bytes a step and device')
     return accuracy
 
 

@@ -90,7 +90,7 @@ def main(epochs=20, size=64):
     model.train()
     compiled = train_step.lower(model, optimizer, metrics, batch, rngs).compile()
     sent = optimizer.tx.check(compiled, besides=512)  # losses, accuracies, and BatchNorm's statistics
-    print(f'between workers: {sum(c.bytes for c in sent)} bytes a step')
+    print(f'between workers: {sum(c.bytes for c in sent)} bytes a step and device')
     return float(scores['accuracy'])
 
 

@@ -65,7 +65,7 @@ def main(num_steps=600):
     params = jax_utils.unreplicate(state.params)
     accuracy = float((model.apply({'params': params}, images[1400:]).argmax(-1) == labels[1400:]).mean())
     print(f'loss {float(loss[0]):.3f}, test accuracy {accuracy:.3f}')
-    print(f'between workers: {sum(c.bytes for c in sent)} bytes a step')
+    print(f'between workers: {sum(c.bytes for c in sent)} bytes a step and device')
     return accuracy
 
 
