@@ -14,7 +14,7 @@ from jax import lax
 from def_jax import diagnostics
 from def_jax.baselines.methods import Point
 from def_jax.error_feedback import detached_params, feedback_states, output_params
-from def_jax.ground.collectives import divided, pmean, psum
+from def_jax.ground.collectives import divided, pmax, pmean, psum
 from def_jax.ground.types import PyTree
 from def_jax.options.skipping import is_taken
 from def_jax.state.link import sharded
@@ -112,11 +112,16 @@ class Steps:
         """
         axis_name = self.workers.axis_name
 
+        def joined(x: jax.Array) -> jax.Array:
+            # A count stays an integer: the largest, as of workers that are regrouped.
+            join = pmean if jnp.issubdtype(x.dtype, jnp.inexact) else pmax
+            return join(x, axis_name)
+
         def outputs(state: TrainState) -> dict:
             params = {'x': state.params}
             if 'y' in self.points:
                 params['y'] = output_params(state.params, state.opt_state, axis_name)
-            batch_stats = pmean(state.batch_stats, axis_name)
+            batch_stats = jax.tree.map(joined, state.batch_stats)
             return {point: {'params': p, 'batch_stats': batch_stats} for point, p in params.items()}
 
         return self.workers.map(outputs, (self.is_per_worker,), False)

@@ -1,5 +1,6 @@
 """The train step: against the library without the trainer, worker by worker; and copies that must agree."""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -56,6 +57,14 @@ def test_the_learning_rate_drops_after_half_and_three_quarters(recorded):
     np.testing.assert_allclose(rates, [0.1] * 10 + [0.01] * 5 + [0.001] * 5, rtol=1e-2)
     recorded_rates = {r['step']: r['learning_rate'] for r in fixtures.records(recorded.folder) if 'loss' in r}
     assert recorded_rates == pytest.approx({step: rates[step - 1] for step in recorded_rates}, rel=1e-2)
+
+
+def test_statistics_are_averaged_but_counts_stay_integers(recorded):
+    run = recorded.experiment
+    mean, count = np.linspace(0, 1, 4, dtype=np.float32), np.arange(5, 9)
+    state = dataclasses.replace(run.steps.init(), batch_stats={'mean': mean, 'count': count})
+    found = jax.device_get(run.steps.outputs(state)['x']['batch_stats'])
+    assert found['count'] == 8 and found['count'].dtype.kind == 'i' and found['mean'] == pytest.approx(0.5)
 
 
 @pytest.fixture(scope='module')
