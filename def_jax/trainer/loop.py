@@ -108,7 +108,7 @@ def evaluate_only(
     """Evaluates the newest checkpoint of a run at each of its points; writes nothing.
 
     Args:
-        config: the run's configuration; workers, devices and what is evaluated may differ from the run's.
+        config: the run's configuration; its length, workers, devices and what is evaluated may differ.
         folder: the run's folder.
         split: 'train', 'validation' or 'test'.
         console: where to show the metrics; by default the standard output of process 0.
@@ -120,10 +120,8 @@ def evaluate_only(
         ValueError: if the folder holds no such run or no checkpoint, or there is no such split.
     """
     with processes.naming_the_lost():
-        if not (Path(folder).expanduser() / 'config.json').exists():
-            raise ValueError(f'workdir={str(folder)!r} holds no run. Give the folder of one.')
         config = config.copy_and_resolve_references()
-        config.elastic = False
+        config.update(workdir.length(folder), elastic=False)
         if split != 'train':
             config.evaluate_on = split
         experiment = build(config)

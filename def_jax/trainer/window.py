@@ -48,6 +48,7 @@ class Window:
     def add(self, measured: dict[str, Any]) -> None:
         self._pending.append(measured)
         if not self._compiled:
+            self._experiment.schedule(0)  # which is compiled as well
             jax.block_until_ready(measured)
             self._compiled, self._untimed, self._started = True, len(self._pending), time.perf_counter()
 

@@ -144,6 +144,8 @@ def test_a_run_that_has_ended_goes_on_with_more_epochs_and_says_at_which_rate(re
         assert file.metadata()['step'] == str(fixtures.NUM_STEPS)
     with fixtures.refused('num_epochs: 4 there, 3 here'):  # it cannot be taken back
         fixtures.train(short, tmp_path)
+    found = loop.evaluate_only(short, tmp_path, 'test')  # as long as the run is, whatever the key says
+    assert found['test_loss_y'] == pytest.approx(result['metrics']['test_loss_y'], rel=1e-5)
 
 
 # --- Another split ---

@@ -5,6 +5,7 @@ import itertools
 import signal
 import types
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -58,6 +59,18 @@ def test_compilation_evaluations_and_diagnostics_do_not_count_as_time_of_steps(
         takes(loop.FixedWorkers, name, itertools.repeat(30))
     for name in ('save', 'wait'):
         takes(Checkpoints, name, itertools.repeat(20))
+    make = experiment.parts.make_schedule
+
+    def compiled_once(config, num_steps):
+        schedule, durations = make(config, num_steps), iter([10])
+
+        def timed(step):
+            clock.now += 0 if isinstance(step, jax.core.Tracer) else next(durations, 0)
+            return schedule(step)
+
+        return timed
+
+    monkeypatch.setattr(experiment.parts, 'make_schedule', compiled_once)
     often = {'log_every_steps': 4, 'check_replicas_every': 3, 'diagnostics_every': 3}
     config = fixtures.tiny_config(data_dir, num_epochs=2, **often)
     _, screen = fixtures.printed(config, tmp_path / 'run')

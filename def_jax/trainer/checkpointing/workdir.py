@@ -213,6 +213,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def length(folder: str | os.PathLike) -> dict[str, int]:
+    """`num_epochs` and `num_steps` of the run in a folder, which may have been prolonged."""
+    workdir = Path(folder).expanduser()
+    if not (workdir / _RECORD).exists():
+        raise ValueError(f'workdir={str(folder)!r} holds no run. Give the folder of one.')
+    settings = recorded(workdir)
+    return {key: settings[key] for key in ('num_epochs', 'num_steps')}
+
+
 def recorded(workdir: Path) -> dict[str, Any]:
     """The settings that the last start of a claimed folder's run recorded."""
     record = workdir / _RECORD
