@@ -4,8 +4,8 @@ Orbax writes the arrays to `checkpoints/STEP.partial` while training continues; 
 and only then is the folder renamed, so a kill leaves at most one partial checkpoint, which the next save
 removes.
 
-Not orbax's CheckpointManager: behind a damaged newest checkpoint, its `save` declines the next steps, and
-checksums would have to be known when a save starts, so that training waited for the whole state on the host.
+Not orbax's CheckpointManager, which makes a step final once its arrays are written: the manifest, whose
+checksums are of the files, would be late, and behind a damaged newest step its `save` declines.
 """
 
 import os

@@ -124,7 +124,7 @@ class Dataset:
         """The split to evaluate on, 'test' or 'validation'; ValueError if there is no validation split."""
         split = self.validation if evaluate_on == 'validation' else self.test
         if split is None:
-            cure = 'Hold out training examples, e.g. --config.validation_examples=1000'
+            cure = 'Hold out training examples from the start, e.g. --config.validation_examples=200'
             need = f'{evaluate_on=} needs a validation split, and the data set has none of its own'
             raise ValueError(f'{need}. {cure}.')
         return split
