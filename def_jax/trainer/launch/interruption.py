@@ -1,6 +1,9 @@
 """SIGTERM, SIGHUP and Ctrl-C: a training loop finishes its step; anything else stops immediately.
 
 Python's handlers wait while XLA compiles or data download, so a second thread receives signals.
+
+JAX's `multihost_utils.reached_preemption_sync_point` was tried with two processes: both stopped at the same
+step after SIGTERM, but SIGHUP killed one, and Ctrl-C in one left the other training.
 """
 
 import contextlib
