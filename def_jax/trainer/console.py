@@ -136,6 +136,11 @@ def show_result(console: rich.console.Console, result: dict[str, Any], measure: 
     time_taken = f'{metrics["seconds"]:.1f} s for {metrics["steps"]:,} steps'
     loss = metrics['train_loss']
     say(console, f'training loss {"–" if loss is None else f"{loss:.4f}"}; {traffic}; {time_taken}')
+    speed = result.get('speed', {})  # which earlier versions did not write
+    if (alone := speed.get('exchange_seconds')) and (step := speed['step_seconds']):
+        share = f'{100 * alone / step:.0f} % of a step of {1e3 * step:.3g} ms'
+        size = _size(communication['bytes_per_step'])
+        say(console, f'communication: {size} take {1e3 * alone:.3g} ms as an all-reduce alone, {share}')
 
 
 def table_of_points(

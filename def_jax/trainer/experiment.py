@@ -212,6 +212,17 @@ class Experiment:
         workers = self.config.num_workers
         return self._communication(lambda messages: round(sum(m.as_all_reduce(workers) for m in messages)))
 
+    def exchange_seconds(self) -> float | None:
+        """Seconds of an all-reduce of as many bytes as a step passes, alone; all processes must call it.
+
+        None where that would be of no network, or of another than the message's.
+        """
+        config = self.config
+        local = jax.process_count() == 1 and self.workers.devices[0].platform == 'cpu'
+        if local or config.elastic or config.shards_per_worker > 1 or config.num_workers == 1:
+            return None
+        return self.steps.exchange_seconds(self.on_the_wire.bytes_per_step)
+
     def check_agreement(self) -> None:
         """Raises ValueError if an update would differ between workers; it is only traced."""
         own = self.is_per_worker.opt_state

@@ -198,9 +198,9 @@ class _Run:
             raise
         finally:
             self._log.close()
-        sample = workers.sample()
+        sample, exchange = workers.sample(), self.experiment.exchange_seconds()
         if processes.is_first():
-            self._conclude(points, sample)
+            self._conclude(points, sample, exchange)
 
     def _trained(self, workers: '_AnyWorkers') -> dict[str, dict]:
         """The variables at x and y after the last step, whole; every process must call this."""
@@ -332,7 +332,7 @@ class _Run:
     def _say(self, line: str) -> None:
         console_lib.say(self.console, line)
 
-    def _conclude(self, points: dict[str, dict], sample: str | None) -> None:
+    def _conclude(self, points: dict[str, dict], sample: str | None, exchange: float | None) -> None:
         """Writes the model, the result and the plots of a run that has reached its end."""
         experiment, folder, records = self.experiment, self.folder, self._log.records
         from def_jax.trainer import plots  # matplotlib, which only the end of a run needs
@@ -341,7 +341,7 @@ class _Run:
         # A run that had already finished keeps its result, which names the machine and commit it ran on.
         result = self._result
         if result is None or self._outdated:
-            result = results.write(folder, experiment, self._log, sample=sample)
+            result = results.write(folder, experiment, self._log, sample=sample, exchange=exchange)
         title, answers = result['title'], result['answers']
         plots.plot_curves(folder / 'curves.png', records, title, answers, experiment.measure)
         if any('variance' in record for record in records):

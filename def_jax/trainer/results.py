@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import statistics
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +25,17 @@ _SPLITS = ('test_', 'validation_', 'train_')  # how the names of metrics begin
 
 
 def write(
-    run: Path, experiment: Experiment, log: MetricLog, diverged: Any = None, sample: str | None = None
+    run: Path,
+    experiment: Experiment,
+    log: MetricLog,
+    diverged: Any = None,
+    sample: str | None = None,
+    exchange: float | None = None,
 ) -> dict[str, Any]:
-    """Writes result.json, also for a run that diverged, and returns its content."""
+    """Writes result.json, also for a run that diverged, and returns its content.
+
+    `exchange`: seconds that an all-reduce of a step's bytes takes alone, if that was measured.
+    """
     steps_done = diverged.step if diverged else experiment.num_steps
     config, measure, sent = experiment.config, experiment.measure, experiment.communication
     ratio = 'compression' if experiment.method.in_bytes else 'ratio'
@@ -63,6 +72,7 @@ def write(
             'megabytes_sent': sent.megabytes_sent(steps_done, log.records),
             'megabytes_dense': steps_done * sent.dense_bytes_per_step / 1e6,
         },
+        'speed': {'step_seconds': _step_seconds(experiment, log), 'exchange_seconds': exchange},
         'data': dict(experiment.dataset.about),
         'sample': sample,
         'curve': _curve(log, measure),
@@ -94,6 +104,15 @@ def is_outdated(result: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a configuration asks for another evaluation than that of a result."""
     before = result.get('config', {})
     return any(before.get(key, KEYS[key].default) != config[key] for key in _EVALUATION)
+
+
+def _step_seconds(experiment: Experiment, log: MetricLog) -> float | None:
+    """The median over the training records; None if no record has a speed."""
+    dataset = experiment.dataset
+    name = f'{dataset.unit}_per_second'
+    speeds = [record[name] for record in log.records if name in record]
+    units = experiment.config.batch_size * dataset.units_per_example
+    return units / statistics.median(speeds) if speeds else None
 
 
 def _curve(log: MetricLog, measure: Measure) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from jax import lax
 from def_jax import diagnostics
 from def_jax.baselines.methods import Point
 from def_jax.error_feedback import detached_params, feedback_states, output_params
-from def_jax.ground.collectives import divided, pmax, pmean, psum
+from def_jax.ground.collectives import axis_index, divided, pmax, pmean, psum
 from def_jax.ground.types import PyTree
 from def_jax.options.skipping import is_taken
 from def_jax.state.link import sharded
@@ -24,6 +26,8 @@ from def_jax.trainer.workers import WholeWorkers, Workers
 from def_jax.trainer.workers.whole import mapped_axes
 
 __all__ = ['Steps', 'accumulated_value_and_grad']
+
+_TIMED = 16  # all-reduces, of which the first quarter does not count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +107,23 @@ class Steps:
             return figures
 
         return self.workers.map(diagnose, (self.is_per_worker, True), False)
+
+    def exchange_seconds(self, size: int) -> float:
+        """Median seconds of an all-reduce of `size` bytes of a worker, alone; all processes must call it."""
+        axis_name = self.workers.axis_name
+        numbers = -(-size // (4 * self.inside))  # of a device
+
+        def exchange() -> jax.Array:
+            across, _ = divided(axis_name, self.inside)
+            own = jnp.arange(numbers, dtype=jnp.float32) + axis_index(axis_name)  # what is alike is not sent
+            return jnp.max(pmean(own, across))
+
+        run, seconds = self.workers.map(exchange, (), False), []
+        for _ in range(_TIMED):
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[_TIMED // 4 :])
 
     @functools.cached_property
     def outputs(self) -> Callable[[TrainState], dict]:

@@ -137,6 +137,7 @@ def test_two_processes_train_as_one_and_end_and_resume_together(environment, tmp
     assert [process.wait(timeout=900) for process in pair] == [0, 0], logs(folder)
     first, second = logs(folder)
     assert 'written to' in first and 'written to' not in second
+    assert ('ms as an all-reduce alone, ' in first) == (shards == 1)  # of a shard's it would be another
     result = json.loads((folder / 'result.json').read_text())
     assert result['environment']['num_devices'] == 4 and result['environment']['num_processes'] == 2
 
