@@ -30,6 +30,10 @@ _GROUPED = (
     "convolutions that jax.vmap groups by worker (pass mapping='shard_map' to value_and_grad or at_points of "
     'def_jax.spmd), '
 )
+_LOOP = (
+    'It has a loop: if each turn calls update, pass steps=; if each averages statistics or metrics, average '
+    'them after the loop. '
+)
 _ANOTHER = 'another optimizer in this step; if so, pass all to check.'
 
 
@@ -75,11 +79,12 @@ def check(
     Returns:
         The collectives between workers, or between nodes. `bytes` is the size of what a device contributes:
         its array to an all-reduce, its part to an all-gather, what others get of it to an all-to-all. With
-        `devices_per_node`, `node_bytes` is what leaves the node that sends most, with 1 what a device's link
-        carries: all-reduces, all-gathers and reduce-scatters counted as rings in the devices' order, so that
-        an all-gather by K devices takes K - 1 times its `bytes`; all-to-alls as messages straight from
-        device to device. Both are of one execution, of which there are `times`: one in a branch counts as if
-        it ran at every step, one in a loop as often as the loop turns, `steps` times if that is unknown.
+        `devices_per_node`, `node_bytes` is what leaves the node that sends most; with 1, for workers of one
+        device, what its link carries. All-reduces, all-gathers and reduce-scatters are counted as rings in
+        the devices' order, so that an all-gather by K devices takes K - 1 times its `bytes`; all-to-alls as
+        messages straight from device to device. Both are of one execution, of which there are `times`: one in
+        a branch counts as if it ran at every step, one in a loop as often as the loop turns, `steps` times if
+        that is unknown.
 
     Raises:
         TypeError: if the step is not compiled: one that is lowered has no collectives yet; or if the
@@ -250,7 +255,7 @@ def _crossing(
                 stacklevel=3,
             )
         if split := [c for c in found if c not in across]:
-            cure = functools.partial(_cure_of_order, split[0])
+            cure = functools.partial(_cure_of_order, split[0], len(workers) // len(set(workers)), limits)
         _compare('node', 'nodes', [(c, c.node_bytes) for c in found], wanted, limits, cure)
     return found
 
@@ -286,17 +291,18 @@ def _compare(
             for c, size in largest
         )
         + '. '
-        + ('It has a loop: if each turn calls update, pass steps=. ' * any(c.times > steps for c, _ in found))
+        + (_LOOP * any(c.times > steps for c, _ in found))
         + cure(moves, total - wanted.total())
     )
 
 
-def _cure_of_order(collective: Collective, moves: bool, more: int) -> str:
+def _cure_of_order(collective: Collective, size: int, limits: Limits, moves: bool, more: int) -> str:
     del moves, more
+    if (together := limits.devices_per_node) and together % size:
+        return f'devices_per_node={together} cuts workers of {size} devices apart: pass a multiple of {size}.'
     return (
         f'Devices of one worker exchange data from node to node, as {collective.groups[0]} do: order the '
-        'devices of the mesh, or of jax.pmap, node by node, and let devices_per_node be a multiple of the '
-        'devices of a worker.'
+        'devices of the mesh, or of jax.pmap, node by node.'
     )
 
 

@@ -5,6 +5,8 @@
 Three models come out of one run: x, DEF's y (x and the mean of what still waits), and the average of x.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def main(num_steps=400):
     mesh = jax.make_mesh((jax.device_count(),), ('workers',))
     dist = def_jax.spmd(def_jax.def_sgd(0.2, 64, 'workers'), mesh)
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
     def train_step(params, ema, opt_state, batch):
         _, grads = dist.value_and_grad(loss_fn)(params, opt_state, batch)
         updates, opt_state = dist.update(grads, opt_state, params)
@@ -41,7 +43,7 @@ def main(num_steps=400):
 
     params = {'in': rng.normal(size=(64, 128)) / 8, 'out': rng.normal(size=(128, 10)) / 11}
     params = jax.device_put(jax.tree.map(np.float32, params), dist.shardings)
-    ema = optax.tree.cast(params, jnp.float32)  # also of parameters in bfloat16
+    ema = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)  # copies, which a step may donate
     opt_state = dist.init(params)
     for _ in range(num_steps):
         rows = rng.integers(0, 1000, 64)
