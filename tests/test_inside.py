@@ -1,5 +1,7 @@
 """Workers of several devices under pmap, vmap and shard_map, step by step against an oracle of workers."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -240,6 +242,12 @@ def test_larger_workers_that_go_on_with_a_state_of_smaller_ones_are_noticed():
     one = def_jax.stack_state(def_jax.unstack_state(state, 1))
     saved = def_jax.stack_state(step(2, def_jax.unstack_state(one, 4)))
     assert saved.worker.tolist() == [[0, 2], [0, 2], [1, 2], [1, 2]]
+    second = jax.tree.map(lambda x: np.asarray(x)[2:], step(2, def_jax.unstack_state(one, 4)))
+    with pytest.raises(ValueError, match='workers 1, 1 of 2, but must be those of 0, 1'):  # of one process
+        def_jax.stack_state(second)
+    with mock.patch.object(jax, 'process_count', return_value=2):  # of a node that is one worker
+        restored = def_jax.unstack_state(def_jax.stack_state(second))
+    jax.tree.map(np.testing.assert_array_equal, restored, second)
     with pytest.raises(ValueError, match=r'workers 0, 1, 2, 3, with which others have gone on'):
         def_jax.stack_state(step(2, state))
 

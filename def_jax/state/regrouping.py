@@ -164,6 +164,13 @@ def _stacked(opt_state: PyTree, caller: str) -> PyTree:
     return _checked(jax.tree.map_with_path(leaf, own, opt_state), own, caller)
 
 
+def _may_be_alike(numbers: np.ndarray) -> bool:
+    """Whether states are of one worker's devices, or of workers that have just taken over others' states."""
+    own, counts = numbers.T
+    of_one = (own == own[0]).all() and counts.max() * len(own) <= jax.device_count()  # here, of a process
+    return bool((numbers == -1).all() or (counts == 1).all() or of_one)
+
+
 def unstack_state(saved: PyTree, num_workers: int | None = None) -> PyTree:
     """Undoes `stack_state` for `jax.pmap`: every leaf with a leading axis [K].
 
@@ -227,8 +234,7 @@ def _checked(saved: PyTree, own: PyTree, caller: str) -> PyTree:
         residuals = jax.tree.leaves([getattr(state, name) for name in sorted(kept)])
         held = residuals + inner
         numbers = getattr(state, 'worker', None)
-        # One worker of all devices, or workers that have just taken over others' states, are alike.
-        alike = numbers is not None and ((numbers == -1).all() or (np.asarray(numbers)[..., 1] == 1).all())
+        alike = numbers is not None and _may_be_alike(np.asarray(numbers).reshape(-1, 2))
         several = workers > 1 and not alike and any(x.any() for x in residuals)
         if several and all((x == x[:1]).all() for x in held):
             raise ValueError(
