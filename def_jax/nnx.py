@@ -45,6 +45,8 @@ class Optimizer(nnx.Optimizer):
         if not isinstance(tx, Spmd):
             raise TypeError(f'{tx=} must come from def_jax.spmd(optimizer, mesh), which knows the workers.')
         super().__init__(model, tx, wrt=wrt)
+        # Where the state is: a restored checkpoint would hold it to the one device it is created on.
+        self.step.set_value(jax.device_put(self.step.get_value(), jax.NamedSharding(tx.mesh, jax.P())))
 
     def value_and_grad(
         self,

@@ -32,6 +32,8 @@ def optimizer_of(model, kind=AUTO, wrt=nnx.Param):
 def test_a_step_on_both_kinds_of_axes(kind):
     model = Model(nnx.Rngs(0))
     optimizer = optimizer_of(model, kind)
+    devices = {len(x.sharding.device_set) for x in jax.tree.leaves(nnx.state(optimizer))}
+    assert devices == {2}  # or what a checkpoint restores would be on others than the model
 
     def loss_fn(model, rows):
         outputs = model(rows)
