@@ -55,7 +55,8 @@ class Plan:
         bandwidth: of a worker's link, in bits per second.
         workers: K; with `gpus_per_link`, the number of links.
         latency: of one message between neighbours.
-        overlap: fraction of a dense all-reduce hidden behind the computation, in [0, 1].
+        overlap: fraction of a dense all-reduce hidden behind the computation, in [0, 1]; None if that is not
+            known, which counts as 0.
         in_flight: whether a message travels while the next gradient is computed, as `overlap=True` has it.
         overhead: extra time of the compressed update over the dense one.
         dense_bytes: bytes per element of the dense all-reduce: 2 in bfloat16, 4 in float32.
@@ -78,7 +79,7 @@ class Plan:
     bandwidth: float
     workers: int
     latency: float = 50e-6
-    overlap: float = 0.0
+    overlap: float | None = None
     overhead: float = 0.0
     dense_bytes: int = 2
     evaluate_every: int = 0
@@ -96,7 +97,8 @@ class Plan:
         check_number('bandwidth', self.bandwidth, least, 1e18, unit)
         check_number('workers', self.workers, 1, 1e9, 'K')
         check_number('latency', self.latency, 0, 1e9, 'seconds per message')
-        check_number('overlap', self.overlap, 0, 1, 'fraction of a dense all-reduce that is hidden')
+        if self.overlap is not None:
+            check_number('overlap', self.overlap, 0, 1, 'fraction of a dense all-reduce that is hidden')
         check_number('overhead', self.overhead, 0, 1e9, 'seconds per step')
         check_number('dense_bytes', self.dense_bytes, 1, 8, 'bytes per element of the dense all-reduce')
         check_number('evaluate_every', self.evaluate_every, 0, 1e18, 'steps, 0 for never')
@@ -133,7 +135,8 @@ class Plan:
 
     def dense_step(self, flat: bool = False) -> float:
         """Time of a step of uncompressed training."""
-        return self.step_time + (1 - self.overlap) * self.all_reduce(self.params, self.dense_bytes, flat)
+        shown = 1 - (self.overlap or 0.0)
+        return self.step_time + shown * self.all_reduce(self.params, self.dense_bytes, flat)
 
     def sharded_step(self) -> float:
         """Time of a step with FSDP over all GPUs: two all-gathers and a reduce-scatter, in a ring of all."""

@@ -183,7 +183,7 @@ def _unless_hidden(
     plan: Plan, plain: Sequence[Prediction], chosen: Prediction, worth: Sequence[Prediction]
 ) -> str:
     """What the advice becomes if part of the all-reduce is hidden, as far as a step can hide it."""
-    if plan.overlap:
+    if plan.overlap is not None:
         return ''
     dense, fastest = _fastest([each for each in plain if each.sent]), _fastest(worth)
     exposed = dense.seconds - plan.step_time

@@ -66,6 +66,7 @@ _LEAST = {
     'memory': (1e6, '{}GB'),
     'bandwidth': (planner.LEAST_BANDWIDTH, '{}gbit or {}mbit'),
 }
+_REQUIRED = [field.name for field in dataclasses.fields(planner.Plan) if field.default is dataclasses.MISSING]
 _LONG = 100  # seconds of a step, above which milliseconds were probably meant
 _NODE = 8  # GPUs of most nodes
 
@@ -116,7 +117,7 @@ def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[s
     ):
         if given and not there:
             raise ValueError(f'{flag} has no effect without {needed}.')
-    if dense_step is not None and values['overlap']:
+    if dense_step is not None and values['overlap'] is not None:
         raise ValueError('--dense-step and --overlap exclude each other: the step says what is hidden.')
     device = None if name is None else get_device(name)
     for field in ('params', 'memory'):
@@ -128,7 +129,7 @@ def _plan(parser: _Parser, values: dict[str, Any]) -> tuple[planner.Plan, list[s
         _bound(values, device, flops, utilisation)
     if values['latency'] is None:
         values['latency'] = planner.Plan.latency
-    if missing := [_flag(field) + _OR.get(field, '') for field in values if values[field] is None]:
+    if missing := [_flag(field) + _OR.get(field, '') for field in _REQUIRED if values[field] is None]:
         told = _own_link(device) if device is not None and values['bandwidth'] is None else ''
         parser.error(f'the following arguments are required: {", ".join(missing)}{told}')
     values['bandwidth'] = planner.parse_bandwidth(values['bandwidth'])
@@ -160,7 +161,7 @@ def _check_units(values: dict[str, Any]) -> None:
 
 def _check_hidden(plan: planner.Plan, flag: str) -> None:
     """Raises ValueError if more of the all-reduce hides than a step has time for."""
-    hidden = plan.overlap * plan.all_reduce(plan.params, plan.dense_bytes)
+    hidden = (plan.overlap or 0.0) * plan.all_reduce(plan.params, plan.dense_bytes)
     if hidden > 1.1 * plan.step_time:  # two measurements may differ a little
         raise ValueError(
             f'{flag} hides {comparison.milliseconds(hidden)} ms of communication behind '
@@ -264,6 +265,7 @@ def _seconds(text: str) -> float:
 _KINDS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(('params', 'memory', 'bandwidth'), str),
     **dict.fromkeys(('step_time', 'latency', 'overhead'), _seconds),
+    'overlap': float,
 }
 
 
