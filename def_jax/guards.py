@@ -190,13 +190,16 @@ def _same(numbers: jax.Array, axis_name: AxisName) -> jax.Array:
 def checksums(tree: PyTree) -> jax.Array:
     """A checksum of the bits of every leaf, uint32 [leaves]; a change within 32 bits of it always changes it.
 
-    It is their sum modulo 2^32, each times an odd number that depends on its position.
+    It is their sum modulo 2^32, each times an odd number that depends on its position, and mixed: else what
+    changes the same bits of all, such as a sign or a factor of 2, would cancel in the sum.
     """
 
     def checksum(leaf):
         words = _words(leaf)
         odd = (lax.iota(jnp.uint32, words.size).reshape(words.shape) * _GOLDEN) | jnp.uint32(1)
-        return jnp.sum(words * odd, dtype=jnp.uint32)
+        mixed = words * odd
+        mixed = (mixed ^ (mixed >> 16)) * _GOLDEN  # one to one, as is the next line
+        return jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)
 
     return jnp.array([checksum(leaf) for leaf in jax.tree.leaves(tree)], jnp.uint32)
 

@@ -150,6 +150,9 @@ def test_checksums_see_bits_places_and_keys():
     assert checksum(jnp.float32([np.nan])) == checksum(jnp.float32([np.nan]))
     assert checksum(jax.random.key(0)) != checksum(jax.random.key(1))
     assert checksum(jnp.zeros((0,))) == 0
+    for size in (512, 4096, 3 * 512):  # of all elements alike, which cancelled in a plain sum
+        x = jax.random.normal(jax.random.key(0), (size,))
+        assert len({checksum(x * factor) for factor in (1, -1, 2, 0.5, 4)}) == 5
     assert guards.checksums({}).shape == (0,)
 
 
