@@ -199,3 +199,6 @@ def test_a_dense_step_of_nodes_may_be_of_either_layout(capsys):
         in output
     )
     assert 'If as the second, dense, bfloat16, FSDP over all, pass `--overlap=0.5` instead.' in output
+    flags[flags.index('--params=7B')] = '--params=1.3B'
+    assert main([*flags, '--step-time=0.25', '--dense-step=0.4']) == 0
+    assert 'FSDP inside: the second, dense, bfloat16, FSDP over all, takes longer.' in capsys.readouterr().out

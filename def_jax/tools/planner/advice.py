@@ -9,6 +9,7 @@ from def_jax.tools.planner.comparison import ALONE, CAREFUL, COMPRESSIONS, KNOWN
 __all__ = ['advise', 'far_away']
 
 WORTH = 1.05  # a smaller speed-up is not worth the change
+MISSED = 1.32  # as much longer than predicted a step of DEF-Q took at most, where it was measured
 NEAR = 0.9  # of the best speed-up is enough for a method that comes before it
 # The largest models that were trained with a method, in parameters: WRN-28-10 with DEF, by its authors;
 # DiLoCo (Charles et al., 2025) and Streaming DiLoCo (Douillard et al., 2025); PowerSGD (Ramesh et al., 2021).
@@ -157,6 +158,11 @@ def _start(
         _inside_first(plan, base),
         _unless_hidden(plan, plain, chosen, worth),
     ]
+    if base.seconds < MISSED * chosen.seconds:
+        told.append(
+            f'Predictions have been too low by up to {100 * (MISSED - 1):.0f} %, and this gains less: '
+            'measure a step of each before you change anything.'
+        )
     for how, which in (('Faster', faster), ('Equally fast, within a tenth', also)):
         names = '; '.join(each.name for each in which)
         told.append(f'{how}: {names}. If you already use one, keep it.' if names else '')
