@@ -13,7 +13,11 @@ def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.Gr
 
     With `weight=`, the mean is weighted by those of the calls, and their sum is the weight of the step.
     """
-    last = optax.conditionally_mask(optimizer, lambda call: call % every == every - 1)
+
+    def sends(call):
+        return call % every == every - 1
+
+    last = optax.conditionally_mask(optimizer, sends)
 
     def init(params):  # the state of a chain, of which what precedes the link is per-worker
         calls, total = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
@@ -31,7 +35,9 @@ def accumulated(optimizer: optax.GradientTransformation, every: int) -> optax.Gr
         mean = jax.tree.map(added, mean, grads)
         if 'weight' in extra_args:
             extra_args['weight'] = total
+        # By the same count as that of `last`: a state may come from steps of more or fewer calls.
+        n = jnp.where(sends(of_last.step), 0, n + 1)
         updates, of_last = last.update(optax.tree.cast_like(mean, grads), of_last, params, **extra_args)
-        return updates, (AccumulatedState(mean, (n + 1) % every, total), of_last)
+        return updates, (AccumulatedState(mean, n, total), of_last)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -126,21 +126,25 @@ def run(
 
 
 def _check_undivided(size: int, divided: PyTree, others: dict[Any, Any]) -> None:
-    """Raises ValueError for an array of a row for each worker, as the batch has, that all are given whole.
+    """Warns of an array of as many rows as the batch has that all workers are given whole.
 
-    With more rows the shapes would not fit; these would be broadcast against the one row of each worker.
+    Where its shape fits a part of the batch, by broadcasting or clamped indices, the loss would be another.
+    With a row for each worker it fits whatever the loss does with it: ValueError.
     """
-    single = any(x.shape[1:2] == (1,) for x in jax.tree.leaves(divided))
+    rows = {x.shape[1] for x in jax.tree.leaves(divided) if len(x.shape) > 1}  # of a worker
     for i, x in others.items():
-        is_array = (
-            isinstance(x, jax.Array | np.ndarray) and not is_typed(x) and x.dtype != jnp.uint32
-        )  # no key
-        if single and is_array and x.shape[:1] == (size,):
-            raise ValueError(
-                f'argument {i} has {size} rows, as the batch has, but is not divided among the workers: each '
-                'would be given all of it. Pass it within the batch, as a tuple, or name it in split of '
-                'at_points. What all workers need, pass in a dict.'
-            )
+        is_key = is_typed(x) or getattr(x, 'dtype', None) == jnp.uint32
+        if not isinstance(x, jax.Array | np.ndarray) or is_key or not x.shape:
+            continue
+        found = (
+            f'argument {i} has {x.shape[0]} rows, as the batch has, but is not divided among the workers: '
+            'each is given all of it. Pass it within the batch, as a tuple, or name it in split of at_points. '
+            'What all workers need, pass in a dict.'
+        )
+        if 1 in rows and x.shape[0] == size:
+            raise ValueError(found)
+        if size > 1 and x.shape[0] in {size * n for n in rows}:
+            warnings.warn(found, stacklevel=4)
 
 
 def _folded(key: jax.Array, number: jax.Array) -> jax.Array:

@@ -190,7 +190,7 @@ def test_convolutions_take_what_lies_on_explicit_axes_as_arguments():
     def grad_fn(params, scale, images, bias):
         return jnp.mean(scale * convolved(images, params['kernel']) + bias)
 
-    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
     state, scale, bias = dist.init(params), on_mesh(jnp.arange(4.0)), on_mesh(jnp.ones(4))
     expected = [grad_fn(params, scale, part, bias) for part in np.split(images, 2)]
     divided = jax.device_put(scale, NamedSharding(dist.mesh, P('workers')))

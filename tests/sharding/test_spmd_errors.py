@@ -114,6 +114,11 @@ def test_labels_beside_a_batch_of_a_row_a_worker_are_not_broadcast():
     with pytest.raises(ValueError, match='argument labels has 2 rows'):
         jax.eval_shape(dist.value_and_grad(loss), *arguments, labels=labels)
     jax.eval_shape(dist.at_points(loss, split=(1, 2)), *arguments, labels)
+    x = jnp.ones((6, 8))  # three rows a worker, for which the labels of all are broadcast or clamped
+    with pytest.warns(UserWarning, match='argument 2 has 6 rows, as the batch has, .* What all workers need'):
+        jax.eval_shape(
+            dist.value_and_grad(lambda p, x, y: loss(p, x, y[: len(x)])), *arguments[:2], x, jnp.ones(6)
+        )
     jax.eval_shape(dist.at_points(loss), *arguments, jax.random.PRNGKey(0))
 
 

@@ -167,6 +167,23 @@ def test_a_nan_in_an_accumulated_mean_is_skipped_and_gone():
     assert all(np.isfinite(x).all() and np.any(x) for x in jax.tree.leaves(updates))
 
 
+def test_a_state_goes_on_with_steps_of_more_calls():
+    """Each gradient counts in the next message; some never did."""
+    optimizer, rng = feedback(inner=optax.sgd(0.1)), np.random.default_rng(0)
+    plain = spmd(optimizer)
+    params, state = initial(spmd(optimizer, accumulate=2))
+    expected = plain.init(params)
+    grads = [jax.tree.map(lambda p: rng.normal(size=(2, *p.shape)).astype('f4'), params) for _ in range(9)]
+    for every, windows in ((2, [(0, 1)]), (3, [(2,), (3, 4, 5), (6, 7, 8)])):
+        step = jax.jit(spmd(optimizer, accumulate=every).update)
+        for window in windows:
+            for i in window:
+                updates, state = jax.block_until_ready(step(grads[i], state, params))
+            mean = jax.tree.map(lambda *g: sum(g) / len(g), *(grads[i] for i in window))
+            wanted, expected = plain.update(mean, expected, params)
+            np.testing.assert_allclose(updates['in'], wanted['in'], rtol=1e-5, atol=1e-7)
+
+
 def test_accumulation_sends_once():
     optimizer = feedback(inner=optax.sgd(0.1, momentum=0.9))
     dist, plain = spmd(optimizer, accumulate=3), spmd(optimizer)
