@@ -138,8 +138,8 @@ def _check_undivided(size: int, divided: PyTree, others: dict[Any, Any]) -> None
             continue
         found = (
             f'argument {i} has {x.shape[0]} rows, as the batch has, but is not divided among the workers: '
-            'each is given all of it. Pass it within the batch, as a tuple, or name it in split of at_points. '
-            'What all workers need, pass in a dict.'
+            'each is given all of it. Pass it within the batch, as a tuple, or name it in split of '
+            'at_points. What all workers need, pass in a dict.'
         )
         if 1 in rows and x.shape[0] == size:
             raise ValueError(found)
