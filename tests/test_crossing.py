@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from compressing import feedback
+from jax import P
 from pmap_training import DATA, DEVICES, NUM_WORKERS, PARAMS, averaged, compiled, plain_step, stacked, wrapper
 
 import def_jax
@@ -208,3 +209,41 @@ def test_simulated_workers_of_several_devices_are_checked_by_their_number():
         assert def_jax.check(program, link, PARAMS) == []
     with pytest.raises(ValueError, match=r"axis_name='batch' must be the optimizer's.*'gpus'"):
         def_jax.check(program, optimizer, PARAMS, 'batch')
+
+
+@pytest.mark.parametrize('joined', ['', 'by inside', 'by the step'])
+def test_check_finds_devices_of_a_worker_that_join_no_gradients(joined):
+    """Each trains with its counterparts alone, and `check_vma=False` takes out_specs' word that x is one."""
+    inside = 'inside' if joined == 'by inside' else None
+    optimizer, x = def_jax.def_sgd(0.1, 64, 'workers', inside=inside), jnp.ones(128)
+    axes = 'workers', 'inside'
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), axes)
+    specs = def_jax.state_specs(optimizer, x)
+
+    def program_of(own):
+        def step(x, state, batch):
+            state = jax.tree.map(lambda leaf, mine: leaf[0] if mine else leaf, state, own)
+            point = def_jax.detached_params(x, state)
+            loss, grads = jax.value_and_grad(lambda x: jnp.mean(batch @ x))(point)
+            grads = jax.lax.pmean(grads, 'inside') if joined == 'by the step' else grads
+            updates, state = optimizer.update(grads, state, x)
+            state = jax.tree.map(lambda leaf, mine: leaf[None] if mine else leaf, state, own)
+            return optax.apply_updates(x, updates), state, jax.lax.pmean(loss, axes)
+
+        lying = jax.tree.map(lambda mine: P('workers') if mine else P(), own)
+        given, results = (P(), lying, P(axes)), (P(), lying, P())
+        mapped = jax.shard_map(step, mesh=mesh, in_specs=given, out_specs=results, check_vma=False)
+        state = jax.tree.map(lambda x, mine: jnp.stack([x] * 2) if mine else x, optimizer.init(x), own)
+        laid = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), given)
+        return jax.jit(mapped, in_shardings=laid).lower(x, state, jnp.ones((8, 128))).compile()
+
+    own = jax.tree.map(lambda spec: 'workers' in spec, specs)
+    if joined:
+        assert def_jax.check(program_of(own), optimizer, x)
+    else:
+        with pytest.raises(
+            ValueError, match=r"over \['inside'\], but exchange 4 bytes: .* inside='inside' to"
+        ):
+            def_jax.check(program_of(own), optimizer, x)
+        with pytest.raises(ValueError, match=r'as if all workers had the same, with .* def_jax.state_specs'):
+            def_jax.check(program_of(jax.tree.map(lambda _: False, own)), optimizer, x)

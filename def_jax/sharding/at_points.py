@@ -131,19 +131,19 @@ def _check_undivided(size: int, divided: PyTree, others: dict[Any, Any]) -> None
     Where its shape fits a part of the batch, by broadcasting or clamped indices, the loss would be another.
     With a row for each worker it fits whatever the loss does with it: ValueError.
     """
-    rows = {x.shape[1] for x in jax.tree.leaves(divided) if len(x.shape) > 1}  # of a worker
+    rows = {size * x.shape[1] for x in jax.tree.leaves(divided) if len(x.shape) > 1}
     for i, x in others.items():
         is_key = is_typed(x) or getattr(x, 'dtype', None) == jnp.uint32
-        if not isinstance(x, jax.Array | np.ndarray) or is_key or not x.shape:
+        if not isinstance(x, jax.Array | np.ndarray) or is_key or not rows.intersection(x.shape[:1]):
             continue
         found = (
             f'argument {i} has {x.shape[0]} rows, as the batch has, but is not divided among the workers: '
             'each is given all of it. Pass it within the batch, as a tuple, or name it in split of '
             'at_points. What all workers need, pass in a dict.'
         )
-        if 1 in rows and x.shape[0] == size:
+        if x.shape[0] == size:
             raise ValueError(found)
-        if size > 1 and x.shape[0] in {size * n for n in rows}:
+        if size > 1:
             warnings.warn(found, stacklevel=4)
 
 

@@ -54,7 +54,7 @@ _NOTES = (
     "- Each of Streaming DiLoCo's messages is assumed to travel while one gradient is computed, the best "
     'case{}.\n'
     '- Where steps were measured, predictions were too low: of dense steps by up to 25 %, of DEF-Q by up to '
-    '32 %.\n'
+    f'{100 * (advice.MISSED - 1):.0f} %.\n'
     "- They leave out the optimizer's own time, which `--overhead` adds.\n"
     '- A device holds parameters, gradients and optimizer state in float32, the state that of AdamW without '
     '`--optimizer`. Activations and frozen parameters are not counted.'
@@ -245,8 +245,8 @@ def _hidden(plan: planner.Plan, dense_step: float) -> str:
     if plan.gpus_per_link > 1:
         row, other = comparison.compare(plan)[:2]
         whole = other.seconds
-        share = max(0.0, (whole - dense_step) / (whole - plan.step_time))
         if _hidable(plan, whole - dense_step):
+            share = max(0.0, (whole - dense_step) / (whole - plan.step_time))
             told += (
                 f' if it was laid out as the first row, {row.name}. If as the second, {other.name}, pass '
                 f'`--overlap={share:.2g}` instead'
