@@ -20,6 +20,7 @@ from def_jax.wires import Bits, check_bits
 
 _NESTEROV = optax.sgd(0.3, momentum=0.8, nesterov=True)
 _ONE_BIT = 256  # from this compression on, 2 bits would leave blocks of 1/16 or less
+ADAMW_DETACH = 0.2
 _ADAMW_RATE = 3.0  # the tuned rate over that of dense AdamW, with `_NESTEROV`
 
 
@@ -88,7 +89,7 @@ def def_adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-4,
     mask: Any | Callable[[optax.Params], Any] | None = None,
-    detach: float | Literal['auto'] = 0.2,
+    detach: float | Literal['auto'] = ADAMW_DETACH,
     outer: optax.GradientTransformation | None = _NESTEROV,
     order: Order = 'shuffled',
     allocation: Allocation = 'balanced',

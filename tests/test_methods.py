@@ -1,6 +1,7 @@
 """Every method of the paper's tables, from `METHODS` to its answer, against a NumPy oracle of its own."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,21 @@ def test_the_answer_of_a_method_equals_its_oracle(name, num_workers, average_eve
         assert np.all(actual == actual[0])
     else:  # every worker has a model of its own
         assert np.abs(actual - actual[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_the_table_has_the_defaults_of_the_functions(name):
+    method = methods.METHODS[name]
+    arguments = inspect.signature(method.link or def_jax.error_feedback).parameters
+    if method.link is None:
+        taken = {key for key in arguments if key not in ('compressor', 'axis_name', 'inner', 'seed')}
+        assert taken == {*method.options, *method.fixes, 'detach', 'average_every'}
+    for key in {*method.options, *method.takes} - method.defaults.keys():
+        default = arguments[key].default
+        assert default in (methods.OPTIONS.get(key, 0), inspect.Parameter.empty)
+    if method.in_bytes:
+        preset = inspect.signature(def_jax.def_sgd).parameters
+        assert all(preset[key].default == value for key, value in method.sends.items())
 
 
 @pytest.mark.parametrize(

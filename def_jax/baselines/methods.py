@@ -8,8 +8,6 @@ steps. The last ones are the baselines, which are no such settings.
 
 import dataclasses
 import difflib
-import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -30,7 +28,8 @@ from def_jax.baselines.top_k import top_k
 from def_jax.error_feedback import error_feedback
 from def_jax.ground.arguments import check_integer
 from def_jax.ground.types import AxisName
-from def_jax.presets import block_ratio, chosen_bits, def_sgd
+from def_jax.options import PAPER_DETACH
+from def_jax.presets import block_ratio, chosen_bits
 from def_jax.wires import Bits
 
 __all__ = ['METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
@@ -38,6 +37,23 @@ __all__ = ['METHODS', 'OPTIONS', 'Method', 'Point', 'get_method', 'trajectory']
 T = TypeVar('T')
 
 Point = Literal['x', 'y', 'own']
+
+_BLOCKS = {'order': 'random', 'allocation': 'proportional'}
+_FEEDBACK = {
+    'inside': None,
+    'bits': 32,
+    'detach': PAPER_DETACH,
+    'every': 1,
+    'decay': 1.0,
+    'outer': None,
+    'average_every': 0,
+    'skip_nonfinite': False,
+    'overlap': False,
+}
+_BASELINES = {'rank': 0, 'chunk': 64, 'error_decay': 0.95, 'freeze_after': 100}
+
+# Every hyper-parameter of the methods and of the blocks that they send, with its default; `ratio` has none.
+OPTIONS: dict[str, Any] = {'ratio': None, **_BLOCKS, **_FEEDBACK, **_BASELINES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +77,7 @@ class Method:
         defaults: its defaults of other arguments, where they are not those of `error_feedback`.
         in_bytes: whether its ratio counts bytes against a float32 all-reduce, as `compression` of `def_sgd`.
         link: the transformation that communicates, if it is not `error_feedback`.
-        takes: the arguments of `link` that are hyper-parameters.
+        takes: the arguments of `link` besides `axis_name` and the workers' optimizer.
         opens_dense: how many steps at the start send everything: a number, or the option that holds it.
     """
 
@@ -84,9 +100,9 @@ class Method:
     def options(self) -> dict[str, Any]:
         """The hyper-parameters of the communication, with their defaults."""
         if self.link is not None:
-            return _defaults(self.link, self.takes)
+            return {name: OPTIONS[name] for name in self.takes if name in OPTIONS}
         free = {'detach': self.detach is None, 'average_every': self.averages}
-        found = _defaults(error_feedback) | dict(self.defaults)
+        found = _FEEDBACK | dict(self.defaults)
         return {name: found[name] for name in found if free.get(name, name not in self.fixes)}
 
     def dense_steps(self, options: Mapping[str, Any]) -> int:
@@ -102,7 +118,7 @@ class Method:
     @property
     def ratio_is_free(self) -> bool:
         """Whether what is sent depends on the ratio."""
-        return self.link is None or bool({'ratio', 'compressor'} & _parameters(self.link).keys())
+        return self.link is None or 'ratio' in self.takes or 'compressor' in self.takes
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -136,16 +152,16 @@ class Method:
             if options[name] != self.sends[name]
         }
         _check_unused(fixed, f'{self.title} fixes it')
-        has_blocks = self.link is None or 'compressor' in _parameters(self.link)
+        has_blocks = self.link is None or 'compressor' in self.takes
         if not has_blocks and self.kind != 'dense':
             _check_unused(options, f'{self.title} chooses what it sends itself')
             return compressors.identity()
         if self.in_bytes:
             ratio = block_ratio(ratio, chosen_bits(ratio, bits or self.options['bits']))
-        settings = {'ratio': ratio, **options, **self.sends}
-        unknown = {name: settings.pop(name) for name in settings.keys() - _parameters(self.blocks).keys()}
+        known = _BLOCKS if self.blocks is compressors.random_block else {}
+        unknown = {name: options.pop(name) for name in options.keys() - known}
         _check_unused(unknown, f'{self.title} draws individual elements')
-        chosen = self.blocks(**settings)
+        chosen = self.blocks(**{'ratio': ratio, **options, **self.sends})
         if self.kind == 'dense':
             return compressors.identity()
         return scaled(1 / ratio) if self.single_worker else chosen
@@ -192,30 +208,18 @@ class Method:
         _check_unused(unused, f'{self.title} does not use it')
         chosen = {name: value for name, value in options.items() if name in own}
         chosen = {**self.defaults, **chosen, **self.fixes}
-        given: dict[str, Any] = {'axis_name': axis_name, 'compressor': compressor, 'seed': seed}
-        if self.detach is not None:
+        given: dict[str, Any] = {'compressor': compressor, 'seed': seed}
+        if self.link is not None:
+            given = {name: value for name, value in given.items() if name in self.takes}
+        elif self.detach is not None:
             given['detach'] = self.detach
         make: Callable = self.link or error_feedback
-        given = {name: value for name, value in given.items() if name in _parameters(make)}
         if self.kind == 'error_feedback':
-            return make(**given, **chosen, inner=optax.chain(local, shared))
-        return optax.chain(local, make(**given, **chosen), shared)
+            return make(axis_name=axis_name, inner=optax.chain(local, shared), **given, **chosen)
+        return optax.chain(local, make(axis_name=axis_name, **given, **chosen), shared)
 
 
 _IGNORED = ('detach', 'average_every', 'ratio')  # by methods without them, since every run has them
-
-
-@functools.cache
-def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
-
-
-def _defaults(function: Callable, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """The defaults of a function's arguments: of `names`, or else of all keywords but the seed."""
-    found = _parameters(function)
-    if names is None:
-        names = [n for n, p in found.items() if p.kind is p.KEYWORD_ONLY and n not in ('seed', 'inner')]
-    return {name: None if (own := found[name].default) is inspect.Parameter.empty else own for name in names}
 
 
 def _check_unused(given: Mapping[str, Any], reason: str) -> None:
@@ -225,8 +229,6 @@ def _check_unused(given: Mapping[str, Any], reason: str) -> None:
         if value != default:
             raise ValueError(f'{name}={value!r} has no effect, since {reason}. Set {name}={default}.')
 
-
-_PRESET = _defaults(def_sgd)
 
 # The published outer optimizer of DiLoCo (Douillard et al., 2023, Section 3.1), unless another is given.
 _OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
@@ -240,12 +242,12 @@ METHODS: dict[str, Method] = {
     'def_a': Method('DEF-A', 'x'),
     'def_q': Method(
         *('DEF-Q', 'x'),
-        sends={name: _PRESET[name] for name in ('order', 'allocation')},
+        sends={'order': 'shuffled', 'allocation': 'balanced'},
         # Without a compression to choose by, the bits are those at 64.
-        defaults={'bits': chosen_bits(64, _PRESET['bits']), 'detach': _PRESET['detach']},
+        defaults={'bits': chosen_bits(64, 'auto'), 'detach': 'auto'},
         in_bytes=True,
     ),
-    'ef21': Method('EF21', 'x', kind='ef21', link=ef21, opens_dense=1),
+    'ef21': Method('EF21', 'x', kind='ef21', link=ef21, takes=('compressor', 'seed'), opens_dense=1),
     'sgd_ia': Method('SGD-IA', 'x', detach=1.0, single_worker=True),
     'local_sgd': Method('Local SGD', 'y', detach=1.0, sends={'ratio': 1}),
     'diloco': Method('DiLoCo', 'x', detach=1.0, sends={'ratio': 1}, defaults={'outer': _OUTER}),
@@ -254,8 +256,8 @@ METHODS: dict[str, Method] = {
     ),
     'sparta': Method('SPARTA', 'y', detach=1.0, blocks=random_k),
     'random_replicator': Method('random replicator', 'x', detach=0.0, fixes={'decay': 0.999}),
-    'cser': Method('CSER', 'own', detach=1.0, link=cser_of_ratio, takes=('ratio', 'every')),
-    'powersgd': Method('PowerSGD', 'x', kind='baseline', link=powersgd, takes=('ratio', 'rank')),
+    'cser': Method('CSER', 'own', detach=1.0, link=cser_of_ratio, takes=('ratio', 'every', 'seed')),
+    'powersgd': Method('PowerSGD', 'x', kind='baseline', link=powersgd, takes=('ratio', 'rank', 'seed')),
     'top_k': Method('top-k', 'x', detach=0.0, link=top_k, takes=('ratio',)),
     'demo': Method('DeMo', 'x', kind='baseline', link=demo, takes=('ratio', 'chunk')),
     'sign_ef': Method('EF-signSGD', 'x', detach=0.0, link=sign_ef),
@@ -268,14 +270,10 @@ METHODS: dict[str, Method] = {
         link=sparse_loco,
         takes=('ratio', 'every', 'chunk', 'error_decay'),
     ),
-    'ef21_sgdm': Method('EF21-SGDM', 'x', kind='ef21', link=ef21_sgdm, opens_dense=1),
+    'ef21_sgdm': Method(
+        'EF21-SGDM', 'x', kind='ef21', link=ef21_sgdm, takes=('compressor', 'seed'), opens_dense=1
+    ),
 }
-
-
-# Every hyper-parameter of the methods and of the blocks that they send, with its default; `ratio` has none.
-OPTIONS: dict[str, Any] = {'ratio': None, **_defaults(compressors.random_block), **_defaults(error_feedback)}
-for _method in METHODS.values():
-    OPTIONS |= {name: value for name, value in _method.options.items() if name not in OPTIONS}
 
 
 def get_method(name: str) -> Method:

@@ -28,7 +28,8 @@ def describe(console: rich.console.Console, experiment: Experiment) -> None:
     options, usual = (config.order, config.allocation, config.bits), ('random', 'proportional', 32)
     unusual = [f'{x} bits' if x == config.bits else x for x in options if x not in usual]
     blocks = ', '.join([ratio, *unusual])
-    own = ', '.join(f'{key} {str(config[key]).removesuffix(".0")}' for key in method.takes if config[key])
+    settings = method.options if method.link else ()
+    own = ', '.join(f'{key} {str(config[key]).removesuffix(".0")}' for key in settings if config[key])
     point = f'{own or blocks}, λ={config.detach if method.detach is None else method.detach}'
     how = {'dense': 'dense', 'ef21': blocks, 'error_feedback': point, 'baseline': own}[method.kind]
     evaluated = ' and '.join(f'{len(split):,} {name}' for name, split in experiment.evaluated.items())

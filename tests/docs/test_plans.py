@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from figures import has
 
 from def_jax.tools.planner import Plan, advice, comparison, program
 from def_jax.tools.planner.program import main
@@ -12,52 +13,36 @@ DOCS = Path(__file__).parents[2] / 'docs'
 
 
 def test_the_page_that_decides_says_what_the_planner_does():
-    decide, diloco = (
-        ' '.join((DOCS / page).read_text().split()) for page in ('decide.md', 'how_to/from_diloco.md')
-    )
+    decide, diloco = DOCS / 'decide.md', DOCS / 'how_to/from_diloco.md'
     trained, (least, *_) = advice.TRAINED, comparison.COMPRESSIONS
-    seen = f'DEF has seen {trained["DEF-Q"] / 1e6:g} M, DEF-Q {advice.DEF_Q_ITSELF["adamw"] / 1e6:g} M'
-    billions = {family: f'{params / 1e9:g}' for family, params in trained.items()}
-    careful = f'from {advice.CAREFUL / 1e6:g} M parameters on'
-    limit = float(f'{advice.REACH * trained["DEF-Q"]:.1g}')
-    for words in (
-        f'| more than about {limit / 1e6:g} M parameters |',
-        f'models of up to {billions["DiLoCo"]} billion parameters (Streaming DiLoCo, '
-        f'{billions["Streaming DiLoCo"]} billion)',
-        f'up to {billions["PowerSGD"]} billion, but not with FSDP inside a worker. {seen}: compare '
-        f"`def_adamw(lr, {least}, 'workers')`",
-        f"`def_adamw(lr, {comparison.KNOWN}, 'workers')`, {least} {careful}",
-        f'{careful}, DEF-Q is recommended at {least} alone',
-        f'within a tenth of the fastest, as long as it is {advice.WORTH:g} times as fast as dense',
-        f'more than {1 / (advice.WORTH - 1):.0f} times as long, nothing can make it {advice.WORTH:g} times',
-    ):
-        assert words in decide, words
-    assert (
-        f'above about {limit / 1e6:g} M parameters**: it has been used up to {billions["DiLoCo"]} billion'
-        in diloco
-    )
-    assert advice.NEAR == 0.9 and f'{seen}.' in diloco
+    seen = trained['DEF-Q'] / 1e6, advice.DEF_Q_ITSELF['adamw'] / 1e6
+    billions = {family: params / 1e9 for family, params in trained.items()}
+    limit = float(f'{advice.REACH * trained["DEF-Q"]:.1g}') / 1e6
+    known = (billions[name] for name in ('DiLoCo', 'Streaming DiLoCo', 'PowerSGD'))
+    assert has(decide, limit, *known, *seen, least)
+    assert has(decide, comparison.KNOWN, least, advice.CAREFUL / 1e6)  # the row of transformers
+    assert has(decide, advice.CAREFUL / 1e6, least)
+    assert has(decide, 1 / (advice.WORTH - 1), advice.WORTH) and has(decide, advice.WORTH)
+    assert has(diloco, limit, billions['DiLoCo'], *seen)
+    assert advice.NEAR == 0.9  # "within a tenth"
 
 
 def test_the_tables_of_the_page_that_decides():
-    decide = ' '.join((DOCS / 'decide.md').read_text().split())
+    decide, diloco = DOCS / 'decide.md', DOCS / 'how_to/from_diloco.md'
     for gbits in (1, 10, 25, 100, 400):
         seconds = Plan(1e9, 1, gbits * 1e9, workers=16, latency=0.0).all_reduce(1e9, 2)
-        assert f'| {gbits} Gbit/s | {seconds:g} | {seconds / (advice.WORTH - 1):g} |' in decide
+        assert has(decide, f'{gbits} Gbit/s', seconds, seconds / (advice.WORTH - 1))
     for family, copies in comparison.COPIES.items():
-        assert f'| {family} | {4 * copies["sgd"]} | {4 * copies["adamw"]} |' in decide
+        assert has(decide, f'{family} | {4 * copies["sgd"]} | {4 * copies["adamw"]}')
     nodes = Plan(7e9, 3, 1e11, workers=16, gpus_per_link=8, fsdp=True)
     inside, over_all, def_q, *_ = (each.memory / 1e9 for each in comparison.compare(nodes))
-    diloco, racks = (
-        ' '.join((DOCS / f'how_to/{page}.md').read_text().split()) for page in ('from_diloco', 'two_racks')
-    )
+    assert has(decide, '7 B', over_all, inside, def_q)
     dense = comparison.COPIES['dense']['adamw']
     more = {family: 4 * (copies['adamw'] - dense) for family, copies in comparison.COPIES.items()}
-    assert f'| {more["DiLoCo"]} bytes a parameter: ' in diloco and f'| {more["DEF-Q"]}: the resid' in diloco
+    assert has(diloco, f'{more["DiLoCo"]} bytes a parameter', more['DEF-Q'])
     moved = program._inside(Plan(1.3e9, 1, 25e9, workers=2, gpus_per_link=32, fsdp=True))
-    assert re.search("moves .* GB over every node's link in a step, .* Gbit/s", moved)[0] in racks
-    held = f'takes {over_all:g} GB over all 128 devices and {inside:g} GB inside a node of 8'
-    assert f'{held}, DEF-Q there {def_q:g} GB' in decide
+    figures = re.search('moves (.*) GB over every node.s link in a step, (.*) Gbit/s', moved)
+    assert has(DOCS / 'how_to/two_racks.md', *figures.groups())
 
 
 @pytest.mark.parametrize(
@@ -87,10 +72,11 @@ def test_the_answers_for_six_clusters(title, words):
     assert re.search(words, ' '.join(section.split()))
 
 
-@pytest.mark.parametrize(('params', 'words'), [('7B', 'it is not'), ('6M', 'nothing is needed')])
-def test_dense_is_best_if_most_is_hidden(params, words, capsys):
-    page = (DOCS / 'plans.md').read_text()
-    command = re.search(rf'def_jax\.plan (--params={params} .*?)\n```', page, re.DOTALL)[1].replace('\\', ' ')
-    assert f'(`--overlap=0.95`), {words}' in page
+@pytest.mark.parametrize('params', ['7B', '6M'])
+def test_dense_is_best_if_most_is_hidden(params, capsys):
+    page = DOCS / 'plans.md'
+    command = re.search(rf'def_jax\.plan (--params={params} .*?)\n```', page.read_text(), re.DOTALL)[
+        1
+    ].replace('\\', ' ')
     assert main([*command.split(), '--overlap=0.95']) == 0
     assert 'Dense is best' in capsys.readouterr().out

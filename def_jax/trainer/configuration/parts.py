@@ -15,7 +15,7 @@ import optax
 from def_jax import def_adamw, def_sgd
 from def_jax.baselines.methods import METHODS, OPTIONS, Method
 from def_jax.ground.types import AxisName
-from def_jax.presets import chosen_bits
+from def_jax.presets import ADAMW_DETACH, chosen_bits
 from def_jax.trainer.configuration.defaults import KEYS
 from def_jax.trainer.configuration.schedules import OPTIMIZERS
 from def_jax.trainer.data.dataset import Dataset
@@ -188,9 +188,9 @@ def _preset(
 ) -> optax.GradientTransformation:
     """DEF-Q as `def_sgd` or `def_adamw`; ValueError if a key is set that these do not have."""
     preset = _PRESETS[config.optimizer]
-    own = preset.__kwdefaults__ or {}
-    for name in ('every', 'decay', 'rank', 'chunk', 'error_decay', 'freeze_after', 'outer'):
-        if name not in own and config[name] != KEYS[name].default:
+    names = ('every', 'decay', 'rank', 'chunk', 'error_decay', 'freeze_after')
+    for name in names if preset is def_adamw else (*names, 'outer'):
+        if config[name] != KEYS[name].default:
             what = f'method={config.method!r} with optimizer={config.optimizer!r}'
             raise ValueError(f'{name}={config[name]!r} has no effect on {what}; leave it out.')
     given = dict(
@@ -238,8 +238,8 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config, method = copy.deepcopy(config), find_method(config)
     own = {**OPTIONS, **method.sends, **method.options}
     if method.in_bytes:
-        preset = _PRESETS.get(config.optimizer)
-        own |= (preset and preset.__kwdefaults__) or {}
         own['bits'] = chosen_bits(config.ratio, 'auto')
+        if config.optimizer == 'adamw':  # the preset's own
+            own['detach'] = ADAMW_DETACH
     config.update({name: own[name] for name, key in KEYS.items() if key.default is config[name] is None})
     return config.lock()
