@@ -149,6 +149,11 @@ def _check_undivided(size: int, divided: PyTree, others: dict[Any, Any]) -> None
 
 def _folded(key: jax.Array, number: jax.Array) -> jax.Array:
     """A worker's key; of an array of keys, such as those of stacked layers, each."""
+    if getattr(key, 'dtype', None) != jnp.uint32 and not is_typed(key):
+        raise ValueError(
+            f'keys= names an argument with {jnp.shape(key)} of {jnp.result_type(key)}, which is no PRNG key: '
+            'name the position of a key from jax.random.key or PRNGKey alone, or of a tree of keys.'
+        )
     signature = '()->()' if is_typed(key) else '(n)->(n)'
     return jnp.vectorize(jax.random.fold_in, excluded=(1,), signature=signature)(key, number)
 

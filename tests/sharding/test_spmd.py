@@ -225,6 +225,8 @@ def test_a_key_after_the_batch_is_folded_or_refused():
     assert len(set(losses.tolist())) == 8
     with pytest.raises(ValueError, match=r'argument 2 holds a PRNG key, .* keys=, as \(2,\)'):
         dist.value_and_grad(loss_fn)(*given)
+    with pytest.raises(ValueError, match=r'argument with \(\) of int32, which is no PRNG key'):
+        dist.value_and_grad(loss_fn, keys=(2,))(*given[:3], 7)
 
 
 def test_what_is_not_finite_in_one_shard_is_skipped_by_all():
