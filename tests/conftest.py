@@ -18,10 +18,11 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Nobody asks where in the source these programs' operations come from; it is a twelfth of the CPU time.
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 # Each process of a run that has them has cores of its own; else the threads of one delay those of the others.
-if (processes := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))) <= (os.cpu_count() or 1):
-    number = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))
-    if hasattr(os, 'sched_setaffinity'):  # on Linux
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[number::processes])
+if hasattr(os, 'sched_getaffinity'):  # on Linux
+    cores, processes = sorted(os.sched_getaffinity(0)), int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
+    if processes <= len(cores):
+        number = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))
+        os.sched_setaffinity(0, cores[number::processes])
 # The processes of a run share what they compile. Not from run to run, unless a folder is given.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='def_jax-compiled-')

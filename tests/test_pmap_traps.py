@@ -117,15 +117,20 @@ def test_e_the_debug_mode_raises_at_the_second_step(change, bits, inner):
 def test_e_the_debug_mode_takes_numbers_that_agree_by_chance(inner):
     """They have a few values alone; it said that gradients were averaged."""
     optimizer = wrapper(inner=inner)
-    step = jax.jit(functools.partial(plain_step, optimizer))
+
+    @jax.jit
+    def step(carry, batch):
+        carry = plain_step(optimizer, *carry, batch)
+        def_jax.debug(*carry, 'workers')
+        return carry
 
     def run(data):
         carry = PARAMS, optimizer.init(PARAMS)
         for t in range(4):
-            carry = step(*carry, data[t])
-            def_jax.debug(*carry, 'workers')
+            carry = step(carry, data[t])
 
     jax.vmap(run, axis_name='workers')(DATA[:2])
+    jax.effects_barrier()
 
 
 def test_residuals_that_agree_by_chance_as_those_of_signs_do_are_no_averages_if_moments_differ():
