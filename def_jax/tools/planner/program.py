@@ -55,7 +55,7 @@ _NOTES = (
     'case{}.\n'
     '- Where steps were measured, predictions were too low: of dense steps by up to 25 %, of DEF-Q by up to '
     f'{100 * (advice.MISSED - 1):.0f} %.\n'
-    "- They leave out the optimizer's own time, which `--overhead` adds.\n"
+    "- They leave out the optimizer's own time; `--overhead` adds it to DEF-Q's rows.\n"
     '- A device holds parameters, gradients and optimizer state in float32, the state that of AdamW without '
     '`--optimizer`. Activations and frozen parameters are not counted.'
 )
