@@ -74,8 +74,8 @@ class Optimizer(nnx.Optimizer):
             come stacked over workers.
 
         Raises:
-            ValueError: if `split` names an argument that is missing or an `nnx.Rngs`, or another argument
-                holds one.
+            ValueError: if `split` names an argument that is missing or an `nnx.Rngs`, another argument
+                holds one, or `loss_fn` leaves a variable in the model that was not there.
         """
         at_points.check_arguments(split, (), mapping)
         return functools.partial(self._value_and_grad, loss_fn, has_aux, split, mapping)
@@ -113,7 +113,7 @@ class Optimizer(nnx.Optimizer):
                 own_args = (streams.get(str(i), x) for i, x in enumerate(args, start=1))
                 result = loss_fn(model, *own_args, **{n: streams.get(n, x) for n, x in kwargs.items()})
                 value, aux = result if has_aux else (result, None)
-                frozen = nnx.Any(wrt, nnx.RngKey, lambda path, x: x.get_raw_value() is old[path])
+                frozen = nnx.Any(wrt, nnx.RngKey, lambda path, x: x.get_raw_value() is _before(old, path))
                 changed = nnx.state((model, streams), nnx.Not(frozen))
                 return value, (aux, nnx.as_pure(changed))
 
@@ -141,6 +141,17 @@ class Optimizer(nnx.Optimizer):
 
 def _are_rngs(x: Any) -> bool:
     return isinstance(x, nnx.Rngs)
+
+
+def _before(old: dict, path: tuple) -> Any:
+    """What a variable held before the loss was computed."""
+    if path not in old:
+        name = '.'.join(map(str, path[1:]))
+        raise ValueError(
+            f'loss_fn leaves a new variable, {name}, in the model, as sow does. Remove it with nnx.pop inside '
+            'loss_fn, and return what it holds as an auxiliary value (has_aux=True).'
+        )
+    return old[path]
 
 
 def _agreed(x: jax.Array) -> jax.Array:

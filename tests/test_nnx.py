@@ -149,6 +149,17 @@ def test_a_variable_that_takes_the_value_of_another_has_it():
     assert model.before[...] == 2
 
 
+def test_a_new_variable_is_refused_by_its_name():
+    model = Model(nnx.Rngs(0))
+
+    def loss_fn(model, rows):  # as `sow` does
+        model.dense.seen = nnx.Intermediate(rows)
+        return jnp.mean(model(rows) ** 2)
+
+    with pytest.raises(ValueError, match='a new variable, dense.seen, in the model'):
+        optimizer_of(model).value_and_grad(loss_fn)(model, ROWS)
+
+
 def test_stacked_layers_have_stacked_keys():
     """`nnx.scan` runs layers that `nnx.vmap` made, so their random numbers are arrays of keys."""
 
