@@ -366,7 +366,7 @@ def feedback_states(opt_state: PyTree, caller: str) -> list[ErrorFeedbackState]:
     if both := sorted(path for path, number in links.items() if number > 1):
         raise ValueError(
             f'{caller}: two error_feedback links act on {both[0] or "the parameters"}. Keep one of them, or '
-            'give each its own tensors with optax.masked or optax.multi_transform.'
+            'give each its own tensors with optax.multi_transform.'
         )
     if states:
         return states

@@ -148,7 +148,7 @@ def _before(old: dict, path: tuple) -> Any:
     if path not in old:
         name = '.'.join(map(str, path[1:]))
         raise ValueError(
-            f'loss_fn leaves a new variable, {name}, in the model, as sow does. Remove it with nnx.pop inside '
+            f'loss_fn leaves a new variable, {name}, in the model, as sow does. Take it out with nnx.pop in '
             'loss_fn, and return what it holds as an auxiliary value (has_aux=True).'
         )
     return old[path]

@@ -156,7 +156,7 @@ def test_a_new_variable_is_refused_by_its_name():
         model.dense.seen = nnx.Intermediate(rows)
         return jnp.mean(model(rows) ** 2)
 
-    with pytest.raises(ValueError, match='a new variable, dense.seen, in the model'):
+    with pytest.raises(ValueError, match=r'a new variable, dense\.seen, in the model'):
         optimizer_of(model).value_and_grad(loss_fn)(model, ROWS)
 
 

@@ -175,7 +175,7 @@ def float32_updates(updates: PyTree, like: PyTree) -> PyTree:
 
 _NO_PARAMETER = (
     'Of complex arrays, put optax.contrib.split_real_and_imaginary around the link; leave others to another '
-    'optimizer, with optax.masked.'
+    'optimizer, with optax.multi_transform.'
 )
 
 
