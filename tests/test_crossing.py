@@ -137,14 +137,14 @@ def test_two_optimizers_in_one_step_are_checked_together():
 
 
 def test_several_workers_on_a_node_are_noticed():
-    """Each sends a message, where one with `inside=` would do."""
-    for inside in (None, 2):
+    """Each sends a message, where one with `inside=` would do, or none where all devices are one worker."""
+    for inside in (None, 2, NUM_WORKERS):
         optimizer = wrapper(bits=2, inside=inside)
         program = compiled(
             functools.partial(plain_step, optimizer), *stacked((PARAMS, optimizer.init(PARAMS))), DATA[:, 0]
         )
         if inside:
-            def_jax.check(program, optimizer, PARAMS, devices_per_node=2)
+            def_jax.check(program, optimizer, PARAMS, devices_per_node=inside)
         else:
             with pytest.warns(UserWarning, match='4 workers are on 2 nodes: .* by inside= '):
                 def_jax.check(program, optimizer, PARAMS, devices_per_node=2)

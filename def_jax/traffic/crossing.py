@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import re
 import warnings
 from collections import Counter
@@ -162,12 +163,14 @@ def _exchanged(
                 "it has. Where jax.vmap simulates a worker's devices, pass their axis as well, e.g. "
                 f"('nodes', 'gpus'): {error}"
             ) from error
-        messages = traffic_of(program, axis_name, mesh).messages
+        messages, together = traffic_of(program, axis_name, mesh).messages, devices_per_worker(program)
         if devices > 1 or messages:  # otherwise it is a single worker's
             own = own_leaves(optimizer, params)
-            check_agreement(program, arguments, results, (True, own, False), (False, own), apart)
+            several = math.prod(mesh[name] for name in apart) > together
+            # The devices of a single worker start from the same state.
+            check_agreement(program, arguments, results, (True, several and own, False), (False, own), apart)
         if devices > 1:
-            workers, sent = _workers(mesh, names, devices_per_worker(program)), [*sent, *messages]
+            workers, sent = _workers(mesh, names, together), [*sent, *messages]
     return workers, sent
 
 

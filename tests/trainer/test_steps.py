@@ -179,3 +179,8 @@ def test_the_variance_between_workers_is_that_of_workers_of_several_devices(data
         figures.append(jax.device_get(run.steps.diagnose(run.steps.init(), batch)))
     # Nearly: batch normalisation sees a device's part. That of devices is larger by far more.
     np.testing.assert_allclose(figures[1]['variance'], figures[0]['variance'], rtol=0.02)
+
+
+def test_the_devices_of_a_single_worker_agree(data_dir):
+    """They have no others to exchange anything with."""
+    experiment.build(fixtures.tiny_config(data_dir, num_workers=1, inside=4)).check_agreement()
