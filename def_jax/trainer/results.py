@@ -40,7 +40,8 @@ def write(
     config, measure, sent = experiment.config, experiment.measure, experiment.communication
     ratio = 'compression' if experiment.method.in_bytes else 'ratio'
     ratio = f' at {ratio} {config.ratio:g}' if experiment.method.ratio_is_free else ''
-    title = f'{experiment.title}{ratio}: {config.model} on {config.dataset}, {config.num_workers} workers'
+    workers = f'{config.num_workers} worker{"s" * (config.num_workers > 1)}'
+    title = f'{experiment.title}{ratio}: {config.model} on {config.dataset}, {workers}'
     tests = [record for record in log.records if measure.key('x') in record]
     last = tests[-1] if tests else {}
     final = {name: value for name, value in last.items() if name.startswith(_SPLITS)}
