@@ -23,7 +23,7 @@ REACHES = {
     'pmap_train_state': ('flax', 100, lambda accuracy: accuracy > 0.7),
     'pmap_language_model': ('flax', 20, lambda loss: loss < 3.6),
     'pmap_imagenet': ('flax', 120, lambda accuracy: accuracy > 0.5),
-    'pmap_ppo': ('flax', 15, lambda reward: reward > -8),  # it begins at -18
+    'pmap_ppo': ('flax', 15, lambda reward: reward > -1),  # it begins at -2.5
     'recipes/accumulation': ('sklearn', 100, lambda loss: loss < 0.5),
     'recipes/bfloat16_params': ('sklearn', 200, lambda gain: gain > 0.2),  # over dense training, in loss
     'recipes/checkpoints': ('orbax', 60, lambda loss: loss < 0.6),  # of x, after steps of four workers
