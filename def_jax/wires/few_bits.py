@@ -224,7 +224,8 @@ def _mean_of_chunk(
     workers, bits = len(rows), p.bits
     pieces, size, piece, filled = p.of_chunk(section, k)
     codes, units, _ = _split(rows, p)
-    of_tiles = jnp.take(units, piece, axis=1)  # [K, T]
+    # [K, T], in float32: XLA for CPUs would convert them in a kernel for each worker.
+    of_tiles = jnp.take(units.astype(jnp.float32), piece, axis=1)
 
     def values(worker):
         return rounding.values(rounding.unpack(codes[worker], bits), of_tiles[worker], bits)
