@@ -201,7 +201,9 @@ def _differences_of(panel: Any, title: str, labelled: Mapping[str, Row]) -> None
     panel.set_yticks(range(len(shown)), labels)
     panel.set_ylim(-0.6, len(shown) - 0.4)
     unit = 'points' if setting.percent else 'nats'
-    panel.set(title=textwrap.fill(title, _LABEL), xlabel=f'{unit} better than {setting.contenders[0].title}')
+    panel.set_title(textwrap.fill(title, _LABEL))
+    # Flush right, as a long name has room on the left, below the labels, and none on the right.
+    panel.set_xlabel(f'{unit} better than {setting.contenders[0].title}', loc='right')
 
 
 def draw_curves(
