@@ -251,13 +251,17 @@ from DEF-Q, a difference that three seeds do not resolve, and the best row of ea
 - PowerSGD, with more bytes: <!-- number: rivals_transformer; 2 workers, 1/64; PowerSGD, rank 1, b1 = 0.9; difference --><!-- /number -->
 - the paper's DEF: <!-- number: rivals_transformer; 2 workers, 1/64; the paper's DEF, b1 = 0.9; difference --><!-- /number -->
 
-So with 2 workers at 1/64, ten seeds do not tell Streaming DiLoCo, its outer optimizer tuned, from DEF-Q. On
-115 k parameters in 5,000 steps it
-ends <!-- number: rivals_transformer; 115 k, 2 workers, 1/64; Streaming DiLoCo, a quarter every 2 steps, outer 1, 0.8, b1 = 0; difference --><!-- /number --> from DEF-Q, DiLoCo, H = 8 in 4
-bits, <!-- number: rivals_transformer; 115 k, 2 workers, 1/64; DiLoCo, H = 8, 4 bits, outer 1, 0.8, b1 = 0; difference --><!-- /number -->,
-SparseLoCo <!-- number: rivals_transformer; 115 k, 2 workers, 1/64; SparseLoCo, H = 4, error 0.95, b1 = 0.9; difference --><!-- /number -->, top-k <!-- number: rivals_transformer; 115 k, 2 workers, 1/64; top-k, b1 = 0; difference --><!-- /number --> and
-AdamW <!-- number: rivals_transformer; 115 k, 2 workers, 1/64; AdamW, b1 = 0.8, b2 = 0.99; difference --><!-- /number -->
-(three seeds).
+So with 2 workers at 1/64, ten seeds do not tell Streaming DiLoCo, its outer optimizer tuned, from DEF-Q.
+
+On 115 k parameters, in 5,000 steps at 1/64, differences from DEF-Q over three seeds:
+
+| | 8 workers | 2 workers |
+|---|---|---|
+| AdamW | <!-- number: rivals_transformer; 115 k, 8 workers, 1/64; AdamW, b1 = 0.8, b2 = 0.99; difference --><!-- /number --> | <!-- number: rivals_transformer; 115 k, 2 workers, 1/64; AdamW, b1 = 0.8, b2 = 0.99; difference --><!-- /number --> |
+| Streaming DiLoCo | <!-- number: rivals_transformer; 115 k, 8 workers, 1/64; Streaming DiLoCo, a quarter every 2 steps, outer 1, 0.8, b1 = 0; difference --><!-- /number --> | <!-- number: rivals_transformer; 115 k, 2 workers, 1/64; Streaming DiLoCo, a quarter every 2 steps, outer 1, 0.8, b1 = 0; difference --><!-- /number --> |
+| DiLoCo, H = 8 in 4 bits | <!-- number: rivals_transformer; 115 k, 8 workers, 1/64; DiLoCo, H = 8, 4 bits, outer 1, 0.8, b1 = 0; difference --><!-- /number --> | <!-- number: rivals_transformer; 115 k, 2 workers, 1/64; DiLoCo, H = 8, 4 bits, outer 1, 0.8, b1 = 0; difference --><!-- /number --> |
+| SparseLoCo | <!-- number: rivals_transformer; 115 k, 8 workers, 1/64; SparseLoCo, H = 4, error 0.95, b1 = 0.9; difference --><!-- /number --> | <!-- number: rivals_transformer; 115 k, 2 workers, 1/64; SparseLoCo, H = 4, error 0.95, b1 = 0.9; difference --><!-- /number --> |
+| top-k | <!-- number: rivals_transformer; 115 k, 8 workers, 1/64; top-k, b1 = 0; difference --><!-- /number --> | <!-- number: rivals_transformer; 115 k, 2 workers, 1/64; top-k, b1 = 0; difference --><!-- /number --> |
 
 With 2 workers at 1/256, AdamW leads DEF-Q in 1
 bit by <!-- number: rivals_transformer; 2 workers, 1/256; AdamW, b1 = 0.8, b2 = 0.95; difference --><!-- /number -->
