@@ -19,7 +19,7 @@ The transformer of 115 k parameters follows, with the steps, seeds, rates and Ad
 `experiments.transformers`: first two workers, then eight, whose AdamW is on record there, then four. Of 1 M,
 where a run takes twenty minutes of a core, eight workers at 1/256 come first, in 1 bit: beside AdamW and the
 2 bits that are on record there, they also say whether `bits='auto'` holds at that size. Two workers follow,
-at 1/256 in 1 bit beside AdamW on their batches.
+at 1/256 in 1 bit beside AdamW on their batches, then at 1/1024 and 1/64.
 """
 
 import dataclasses
@@ -164,7 +164,12 @@ SETTINGS = [
     *(of_115k(_setting(workers), *_AT_115K) for workers in (2, 8, 4)),
     *map(_perceptron, (2, 8, 4)),
     _of_1m(_setting(8), adamw(0.8, 0.99, 0.00625), exact(256, 1, 0.00625), rounded(256, 2, 0.00625)),
-    _of_1m(_setting(2), adamw(0.8, 0.99, 0.00625), exact(256, 1, 0.00625)),
+    _of_1m(
+        _setting(2),
+        adamw(0.8, 0.99, 0.00625),
+        exact(256, 1, 0.00625),
+        *(exact(*each, 0.0015625) for each in ((1024, 1), (64, 2))),
+    ),
 ]
 
 PAGE = """\
