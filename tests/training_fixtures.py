@@ -15,9 +15,11 @@ from typing import Any
 from unittest import mock
 
 import jax
+import matplotlib.figure
 import ml_collections
 import numpy as np
 import optax
+import PIL.Image
 import pytest
 import rich.console
 
@@ -115,11 +117,18 @@ def changed_train_step(change):
         yield
 
 
+def unpainted(figure, file, dpi):
+    """`Figure.savefig` without painting, which takes more time than the steps of a small run."""
+    del figure, dpi
+    PIL.Image.new('RGB', (1, 1)).save(file, 'png')
+
+
 @contextlib.contextmanager
 def tiny_network(tmp_path_factory):
     """A small network stands in for vgg_digits, and runs share their steps. Yields the data's folder."""
     data_dir = tmp_path_factory.getbasetemp() / 'trainer_data'
     with (
+        mock.patch.object(matplotlib.figure.Figure, 'savefig', unpainted),
         mock.patch.dict(models.MODELS, vgg_digits=_tiny_vgg),
         mock.patch.object(experiment.Experiment, 'steps', property(shared_steps)),
     ):

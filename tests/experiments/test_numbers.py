@@ -6,10 +6,11 @@ import re
 import shutil
 from pathlib import Path
 
+import matplotlib.figure
 import pytest
+import training_fixtures as fixtures
 from figures import has
 
-from def_jax.tools import pictures
 from def_jax.tools.planner import advice
 from experiments import __main__, numbers, pages, runner, wire
 from experiments.spec import Records, Spec
@@ -29,16 +30,18 @@ def rows_of(name):
 
 @pytest.mark.parametrize('name', WITH_RECORDS)
 def test_a_page_of_results_follows_from_its_records(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, 'DPI', 70)  # as many pictures, in a third of the time
+    if name not in ('length', 'own_chunk'):  # which have all kinds of pictures; painting is half the time
+        monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', fixtures.unpainted)
     shutil.copy(RESULTS / name / 'runs.jsonl', tmp_path)
     experiment = importlib.import_module(f'experiments.{name}')
     drawings = (getattr(experiment, name, None) for name in ('CURVES', 'ALONG'))
     pages.write_experiment(experiment.SETTINGS, experiment.PAGE, tmp_path, *drawings)
-    for page in (RESULTS / name).glob('*.md'):
-        assert page.read_text() == (tmp_path / page.name).read_text()
+    page = (tmp_path / 'README.md').read_text()
+    assert (RESULTS / name / 'README.md').read_text() == page
+    rows = re.search(r'^\| problem \| method \| bytes \|.*\n\| --- .*\n((?:\|.*\n)+)', page, re.MULTILINE)[1]
+    assert all(row.split(' | ')[2].startswith('1') for row in rows.splitlines())
     drawn = {path.name for path in tmp_path.glob('*.png')}
     assert drawn == {path.name for path in (RESULTS / name).glob('*.png')}
-    assert all((tmp_path / name).stat().st_size > 1000 for name in drawn)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +57,6 @@ def test_the_bytes_on_pages_are_those_of_the_programs(workers, compression, scat
     assert wire.measured(spec) == pytest.approx(expected) and wire.known(spec) == pytest.approx(
         expected, rel=1e-3
     )
-
-
-@pytest.mark.parametrize('name', WITH_RECORDS)
-def test_every_row_of_a_page_says_what_it_sends(name):
-    page = (RESULTS / name / 'README.md').read_text()
-    for row in rows_of(name):
-        assert f'| {row.cell.contender.title} | 1' in page
 
 
 def test_no_number_of_the_project_is_stale(capsys):
