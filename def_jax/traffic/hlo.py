@@ -14,7 +14,7 @@ from def_jax.traffic.nodes import Groups, Operation, crosses, leaving
 __all__ = ['Collective', 'Operation', 'collectives', 'replica_groups']
 
 _OPERATIONS = '|'.join(get_args(Operation))
-_COLLECTIVE = re.compile(rf'(\S+) = (.*?) ({_OPERATIONS})(?:-start)?\((.*)')
+_COLLECTIVE = re.compile(rf'^ *(?:ROOT )?(\S+) = (.*?) ({_OPERATIONS})(?:-start)?\((.*)', re.MULTILINE)
 _DONE = re.compile(rf'= (.*?) (?:{_OPERATIONS})-done\((\S+?)[,)]')
 _NAME = re.compile(r'op_name="([^"]*)"')
 _HIDDEN = re.compile(r'channel_id=(\d+).*async_collective_fusion_config')
