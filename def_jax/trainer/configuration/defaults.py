@@ -172,7 +172,9 @@ def override(config: ml_collections.ConfigDict, arg: str | None) -> ml_collectio
 
     A value with a comma in it needs --config.key=value instead.
     """
-    argv, values = ['', *(f'--config.{each}' for each in (arg or '').split(',') if each)], flags.FlagValues()
+    if not arg:  # a config flag would write the whole configuration as YAML for its help
+        return config
+    argv, values = ['', *(f'--config.{each}' for each in arg.split(',') if each)], flags.FlagValues()
     options = {'lock_config': False, 'accept_new_attributes': True, 'sys_argv': argv}
     config_flags.DEFINE_config_dict('config', config, flag_values=values, **options)
     values(argv)
